@@ -1,0 +1,41 @@
+"""Concept erasure for text-to-image diffusion models, on diffusers.
+
+>>> from erase import EraseConfig, erase
+>>> erase(EraseConfig.load("canvas", concept="cat", output_dir="erased"))  # doctest: +SKIP
+
+`import erase` is light: torch and diffusers are loaded when a name that needs them is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .concepts import Concept, load_concepts
+    from .config import EraseConfig
+    from .models import Denoiser, load_denoiser
+    from .patch import apply_patch, remove_patch
+    from .run import erase
+    from .saliency import SaliencyMask, saliency_scores
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "erase": "run",
+    "EraseConfig": "config",
+    "Concept": "concepts",
+    "load_concepts": "concepts",
+    "Denoiser": "models",
+    "load_denoiser": "models",
+    "SaliencyMask": "saliency",
+    "saliency_scores": "saliency",
+    "apply_patch": "patch",
+    "remove_patch": "patch",
+}
+__all__ = ["Concept", "Denoiser", "EraseConfig", "SaliencyMask", "apply_patch", "erase", "load_concepts",
+           "load_denoiser", "remove_patch", "saliency_scores"]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'erase' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,110 @@
+"""The command line: `erase train`, `erase mask`, `erase patch`. Each flag is a field of `EraseConfig`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from .config import EraseConfig, layered, to_argv
+
+DESCRIPTION = """Concept erasure for text-to-image diffusion models.
+
+  erase train   erase concepts and export a diffusers pipeline
+  erase mask    only find the weights that carry a concept
+  erase patch   turn a base pipeline into an erased one with a patch file
+
+`erase COMMAND --help` lists every flag. First try: erase train --pretrained_model_name_or_path canvas --concept cat
+"""
+
+
+def patch(
+    patch_file: Annotated[Path, tyro.conf.Positional],
+    *,
+    pretrained_model_name_or_path: str,
+    output_dir: Path,
+    strength: float = 1.0,
+) -> None:
+    """Apply a patch to its base model and save the result as a diffusers pipeline.
+
+    Args:
+        patch_file: erase-patch.safetensors of a run.
+        pretrained_model_name_or_path: the base that the patch was made from.
+        output_dir: where the patched pipeline is written; must not exist.
+        strength: 1 is the erased model, 0 the base; between and beyond interpolate.
+    """
+    from .export import export_pipeline
+    from .models import load_denoiser, resolve_model
+    from .patch import apply_patch, load_patch
+
+    load_patch(patch_file)
+    if output_dir.exists():
+        raise ValueError(f"output_dir {output_dir} exists; choose another.")
+    base = resolve_model(pretrained_model_name_or_path)
+    denoiser = load_denoiser(str(base))
+    apply_patch(denoiser.pipeline, patch_file, strength)
+    output_dir.mkdir(parents=True)
+    export_pipeline(denoiser, base, output_dir)
+    print(f"The patched pipeline is in {output_dir}.")
+
+
+def parse_config(arguments: Sequence[str], prog: str) -> EraseConfig:
+    """Flags on top of `--config FILE.yaml` on top of the base's preset, all through one parser."""
+    rest, config = _take_option(list(arguments), "--config")
+    given = {token.split("=")[0].lstrip("-").replace("-", "_") for token in rest if token.startswith("--")}
+    _, model = _take_option(list(arguments), "--pretrained_model_name_or_path")
+    values = layered(config, {"pretrained_model_name_or_path": model} if model else {})
+    below = {key: v for key, v in values.items() if key not in given and key.removeprefix("no_") not in given}
+    below = {key: value for key, value in below.items() if f"no_{key}" not in given}
+    return tyro.cli(
+        EraseConfig,
+        prog=prog,
+        args=[*to_argv(below), *rest],
+        use_underscores=True,
+        description=f"{EraseConfig.__doc__}\n\nFlags go on top of --config FILE.yaml (a path, or a shipped name).",
+    )
+
+
+def _take_option(tokens: list[str], name: str) -> tuple[list[str], str | None]:
+    """Remove `--name VALUE` or `--name=VALUE` from the tokens; returns what is left and the value."""
+    for at, token in enumerate(tokens):
+        key, _, value = token.partition("=")
+        if key.replace("-", "_") == name.replace("-", "_"):
+            if value:
+                return tokens[:at] + tokens[at + 1 :], value
+            if at + 1 == len(tokens):
+                raise ValueError(f"{name} needs a value.")
+            return tokens[:at] + tokens[at + 2 :], tokens[at + 1]
+    return tokens, None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `erase`; expected errors are one message and exit status 2."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    command, rest = (tokens[0], tokens[1:]) if tokens else ("--help", [])
+    if command in ("-h", "--help"):
+        print(DESCRIPTION)
+        return
+    try:
+        _dispatch(command, rest)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"erase: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _dispatch(command: str, rest: list[str]) -> None:
+    if command == "train":
+        config = parse_config(rest, "erase train")
+        from .run import erase
+
+        erase(config)
+    elif command == "mask":
+        config = parse_config(rest, "erase mask")
+        from .run import build_only_mask
+
+        print(f"The mask is in {build_only_mask(config)}.")
+    elif command == "patch":
+        tyro.cli(patch, prog="erase patch", args=rest, use_underscores=True)
+    else:
+        raise ValueError(f"unknown command {command!r}; the commands are train, mask and patch.")

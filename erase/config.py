@@ -1,0 +1,255 @@
+"""Everything that a run can be told, as one frozen dataclass: the command line, YAML files and Python share it.
+
+Precedence: the class's defaults (the paper's NSFW setting) < the base's own preset (`canvas` has one) < `--config` < flags.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import tyro
+import yaml
+
+from .concepts import ConceptType
+
+CANVAS = "canvas"
+CONFIGS_DIR = next(
+    folder for folder in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if folder.is_dir()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EraseConfig:
+    """Erase concepts from a text-to-image model and export a standard diffusers pipeline.
+
+    Example: accelerate launch erase.py --concept nudity
+    Try it:  accelerate launch erase.py --pretrained_model_name_or_path canvas --concept cat
+    """
+
+    concept: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """What to erase: a preset (nudity, violence, van-gogh, imagenette/church, canvas/cat), a YAML file, or plain words
+    together with --concept_type. Give it several times to erase several concepts in one run."""
+    concept_type: ConceptType | None = None
+    """Read --concept as plain words that name an object, a style or a person."""
+    pretrained_model_name_or_path: str = "CompVis/stable-diffusion-v1-4"
+    """Base model: a hub id, a local diffusers folder, or `canvas`, the small model that ships with this package."""
+    revision: str | None = None
+    """Hub revision of the base model."""
+    variant: str | None = None
+    """Weight variant of the base model's files, such as fp16."""
+    output_dir: Path = Path("erased")
+    """Where the erased pipeline, patch, mask, manifest and proof are written."""
+    overwrite_output_dir: bool = False
+    """Replace whatever run --output_dir holds."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+
+    method: Literal["salun", "salun-soft"] = "salun"
+    """salun: only salient weights move. salun-soft: no mask, small changes are thresholded away as training goes on."""
+    mask: str = "salient"
+    """salient (gradients of the forgetting loss), random (equal density, the control), none, or a mask file."""
+    density: float = 0.5
+    """Share of the denoiser's weights that may change, in (0, 1]."""
+    mask_score: Literal["gradient", "fisher", "snip"] = "gradient"
+    """Saliency of a weight: |sum of gradients|, sum of |gradient| per batch, or |weight x sum of gradients|."""
+    mask_guidance_scale: float = 7.5
+    """s in the forgetting loss's (1+s) f(c) - s f(empty); 7.5 is a guidance_scale of 8.5 in diffusers' convention."""
+    target: Literal["current", "frozen"] = "current"
+    """Whose prediction for the anchor is the forget target: the weights being trained (as the paper's code) or the base."""
+    retain_target: Literal["data", "frozen"] = "data"
+    """What retained pictures are trained towards: their own noise (as the paper) or the base model's prediction."""
+    alpha: float = 0.1
+    """Weight of the retain loss."""
+    anchor_image_fraction: float = 0.0
+    """Share of each forget batch that starts from the anchor's pictures instead of the concept's, in [0, 1]."""
+    soft_quantile: float = 0.5
+    """salun-soft: the quantile of |change| that is thresholded away at first; it falls to 0 over the run."""
+
+    num_concept_images: int = 800
+    """Pictures of the concept that the base model makes for training."""
+    num_anchor_images: int = 0
+    """Pictures of the anchor; needed when --anchor_image_fraction is above 0."""
+    num_retain_images: int = 800
+    """Pictures of what must stay."""
+    concept_data_dir: Path | None = None
+    """A folder of the concept's pictures to use instead of generated ones."""
+    retain_data_dir: Path | None = None
+    """A folder of retained pictures to use instead of generated ones."""
+    data_num_inference_steps: int = 50
+    """Denoising steps of the pictures made for training."""
+    data_guidance_scale: float = 7.5
+    """Guidance of the pictures made for training."""
+    data_solver: Literal["default", "ddim", "dpm++"] = "default"
+    """Solver of those pictures; default is the one in the base model's folder."""
+    data_batch_size: int = 8
+    """Pictures made at once."""
+    data_cache_dir: Path = Path("~/.cache/diffusers-erase")
+    """Where pictures and prompt encodings are kept and shared between runs on the same base."""
+    resolution: int | None = None
+    """Side of the pictures in pixels; the model's own by default."""
+
+    train_batch_size: int = 8
+    """Forget rows, and as many retain rows, per device and step."""
+    max_train_steps: int = 100
+    """Optimiser steps."""
+    learning_rate: float = 1e-5
+    """Peak learning rate."""
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    """Learning rate schedule."""
+    lr_warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    adam_beta1: float = 0.9
+    """First moment's decay."""
+    adam_beta2: float = 0.999
+    """Second moment's decay."""
+    adam_weight_decay: float = 0.0
+    """Decoupled weight decay, on salient weights only."""
+    adam_epsilon: float = 1e-8
+    """Adam's epsilon."""
+    max_grad_norm: float = 1.0
+    """Gradient norm over the salient weights above which gradients are scaled down; 0 turns clipping off."""
+    gradient_accumulation_steps: int = 1
+    """Batches per optimiser step."""
+    gradient_checkpointing: bool = False
+    """Trade time for memory in the backward pass."""
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """Compute precision; auto is bf16 where the hardware multiplies it natively, else no. Weights stay float32."""
+    allow_tf32: bool = False
+    """Allow TF32 matmuls on Ampere and newer GPUs."""
+    checkpointing_steps: int = 100
+    """Write output_dir/checkpoint-{step} this often."""
+    checkpoints_total_limit: int | None = 1
+    """How many checkpoints to keep."""
+    resume_from_checkpoint: str | None = None
+    """A checkpoint folder, or latest."""
+    report_to: str | None = None
+    """Tracker: tensorboard or wandb."""
+    logging_dir: str = "logs"
+    """Tracker folder inside output_dir."""
+
+    save_patch: bool = True
+    """Also write erase-patch.safetensors: only the changed weights."""
+    proof: bool = True
+    """Score base and erased after training (canvas only): metrics.json, records and grid.png."""
+    num_target_images: int = 200
+    """Pictures of the erased concept that are scored, at least."""
+    num_kept_images: int = 500
+    """Retained pictures that are scored, at least."""
+
+    def __post_init__(self) -> None:
+        for field in ("concept",):
+            value = getattr(self, field)
+            object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
+        for field in ("output_dir", "data_cache_dir", "concept_data_dir", "retain_data_dir"):
+            value = getattr(self, field)
+            object.__setattr__(self, field, None if value is None else Path(value).expanduser())
+        _check(self)
+
+    @classmethod
+    def load(cls, config: str | Path | None = None, **overrides: Any) -> "EraseConfig":
+        """The class's defaults, the base's preset, `config` (a YAML path or a shipped name), then `overrides`."""
+        return cls(**_typed(layered(config, overrides)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as YAML and JSON hold them."""
+        plain = dataclasses.asdict(self)
+        return {key: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for key, v in plain.items()}
+
+
+def layered(config: str | Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the base model's preset, a YAML config and the user's own values, later ones on top."""
+    chosen = read_config(config) if config is not None else {}
+    merged = chosen | dict(overrides)
+    preset = read_config(CANVAS) if merged.get("pretrained_model_name_or_path") == CANVAS else {}
+    return preset | merged
+
+
+def read_config(config: str | Path) -> dict[str, Any]:
+    """Read a YAML config by path or by the name of a shipped one; unknown keys are errors."""
+    path = Path(config)
+    if not path.suffix and not path.exists():
+        path = CONFIGS_DIR / f"{config}.yaml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in CONFIGS_DIR.glob("*.yaml")))
+        raise ValueError(f"No config {str(config)!r}. Give a YAML file, or one of the shipped ones: {shipped}.")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold `key: value` lines, got {type(values).__name__}.")
+    for key in values:
+        _known(str(key), path)
+    return values
+
+
+def _known(key: str, source: object) -> None:
+    import difflib
+
+    names = [field.name for field in dataclasses.fields(EraseConfig)]
+    if key not in names:
+        near = difflib.get_close_matches(key, names)
+        hint = f" Did you mean {' or '.join(near)}?" if near else " See `erase train --help` for all keys."
+        raise ValueError(f"{source}: unknown key {key!r}.{hint}")
+
+
+def to_argv(values: Mapping[str, Any]) -> list[str]:
+    """Config values as command-line tokens, so that types, choices and errors take the same path as flags do."""
+    tokens: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, bool):
+            tokens.append(f"--{key}" if value else f"--no_{key}")
+        elif isinstance(value, list | tuple):
+            tokens += [token for item in value for token in (f"--{key}", str(item))]
+        else:
+            tokens += [f"--{key}", str(value)]
+    return tokens
+
+
+def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """YAML's `1e-5` is a string and `1` may be meant as a float: convert by the field's type or say what is wrong."""
+    hints = get_type_hints(EraseConfig)
+    typed = {}
+    for key, value in values.items():
+        _known(key, "EraseConfig")
+        if hints[key] is float and isinstance(value, str | int) and not isinstance(value, bool):
+            try:
+                value = float(value)
+            except ValueError:
+                raise ValueError(f"{key} must be a number, got {value!r}.") from None
+        typed[key] = value
+    return typed
+
+
+def _check(config: EraseConfig) -> None:
+    """Refuse what cannot work, before anything is loaded."""
+    hints = get_type_hints(EraseConfig)
+    for field, hint in hints.items():
+        value, choices = getattr(config, field), get_args(hint)
+        if choices and all(isinstance(c, str) for c in choices) and value not in choices:
+            raise ValueError(f"{field} must be one of {', '.join(choices)}; got {value!r}.")
+        if hint in (int, float, bool) and not _is(value, hint):
+            raise ValueError(f"{field} must be {hint.__name__}, got {value!r}.")
+    if not config.concept:
+        raise ValueError("No concept given. Say what must go, for example --concept nudity.")
+    if not 0 < config.density <= 1:
+        raise ValueError(f"density must be in (0, 1], got {config.density}; 0.5 is the paper's, 0.1 a tenth of the weights.")
+    for field in ("anchor_image_fraction", "soft_quantile"):
+        if not 0 <= getattr(config, field) <= 1:
+            raise ValueError(f"{field} must be in [0, 1], got {getattr(config, field)}.")
+    if config.anchor_image_fraction > 0 and config.num_anchor_images < 1:
+        raise ValueError("anchor_image_fraction is above 0, so num_anchor_images must be at least 1; got 0.")
+    if config.learning_rate <= 0:
+        raise ValueError(f"learning_rate must be positive, got {config.learning_rate}.")
+    for field in ("num_concept_images", "num_retain_images", "data_num_inference_steps", "data_batch_size",
+                  "train_batch_size", "max_train_steps", "gradient_accumulation_steps", "checkpointing_steps"):  # fmt: skip
+        if getattr(config, field) < 1:
+            raise ValueError(f"{field} must be at least 1, got {getattr(config, field)}.")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

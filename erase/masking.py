@@ -1,0 +1,76 @@
+"""The mask of a run: SalUn's forgetting loss on the concept's pictures, and the masks to compare it with."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .config import EraseConfig
+from .data import TrainingData
+from .models.base import Denoiser
+from .objectives import forgetting_loss, guided
+from .saliency import SaliencyMask, saliency_scores
+
+
+def forgetting_losses(
+    denoiser: Denoiser, data: TrainingData, config: EraseConfig, accelerator: Accelerator
+) -> Iterator[Callable[[], Tensor]]:
+    """One closure per batch over all of the concept's pictures, each with noise and timesteps of its own (fp32).
+
+    Batch i is a function of (seed, i); several processes take every other batch.
+    """
+    size, device = config.train_batch_size, denoiser.device
+    batches = data.concept.latents.split(size)
+    names = data.concept.prompts.split(size)
+    mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
+    for index in tqdm(mine, "saliency", disable=not accelerator.is_main_process):
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+        x0 = batches[index].to(device)
+        noise = torch.randn(x0.shape, generator=generator).to(device)
+        t = denoiser.sample_timesteps(len(x0), generator).to(device)
+        concept = data.prompt(names[index], device)
+        empty = data.prompt(torch.full((len(x0),), data.empty), device)
+
+        def loss(x0: Tensor = x0, noise: Tensor = noise, t: Tensor = t, c: dict = concept, e: dict = empty) -> Tensor:
+            x_t = denoiser.add_noise(x0, noise, t)
+            prediction = guided(denoiser.predict, x_t, t, c, e, config.mask_guidance_scale)
+            return forgetting_loss(prediction, denoiser.target(x0, noise, t))
+
+        yield loss
+
+
+def build_mask(
+    denoiser: Denoiser, data: TrainingData, config: EraseConfig, base_hash: str, accelerator: Accelerator
+) -> SaliencyMask:
+    """The mask that `config.mask` names; `salun-soft` and `none` train every weight."""
+    metadata = {
+        "base_sha256": base_hash,
+        "model": config.pretrained_model_name_or_path,
+        "concept": ", ".join(config.concept),
+        "score": config.mask_score,
+        "seed": str(config.seed),
+    }
+    if config.method == "salun-soft" or config.mask == "none":
+        mask = SaliencyMask.full(denoiser.module)
+        return SaliencyMask(mask.tensors, metadata | {"score": "none"})
+    if config.mask not in ("salient", "random"):
+        mask = SaliencyMask.load(Path(config.mask))
+        mask.check(denoiser.module, base_hash)
+        return mask
+    if config.mask == "random":
+        shape_of = {name: torch.zeros(p.shape) for name, p in denoiser.module.named_parameters()}
+        like = SaliencyMask.from_scores(shape_of, density=config.density, metadata=metadata | {"score": "random"})
+        return SaliencyMask.random(like, config.seed)
+    losses = forgetting_losses(denoiser, data, config, accelerator)
+    scores = saliency_scores(denoiser.module, losses, config.mask_score, reduce=summed_over(accelerator))
+    return SaliencyMask.from_scores(scores, density=config.density, metadata=metadata)
+
+
+def summed_over(accelerator: Accelerator) -> Callable[[Tensor], None] | None:
+    """In-place sum of a gradient over all processes; nothing to do for one."""
+    if accelerator.num_processes == 1:
+        return None
+    return lambda gradient: torch.distributed.all_reduce(gradient)

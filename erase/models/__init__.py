@@ -1,0 +1,90 @@
+"""Model families: one adapter each around a stock diffusers pipeline, all behind the `Denoiser` contract."""
+
+import difflib
+import json
+import os
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+
+from ..canvas import PIPELINE_DIR
+from ..config import CANVAS
+from .base import Conditioning, Denoiser
+from .mmdit import SD3Denoiser
+from .unet import SDXLDenoiser, UNetDenoiser
+
+__all__ = ["FAMILIES", "Conditioning", "Denoiser", "load_denoiser", "resolve_model"]
+
+FAMILIES: dict[str, type[Denoiser]] = {
+    "StableDiffusionPipeline": UNetDenoiser,
+    "StableDiffusionXLPipeline": SDXLDenoiser,
+    "StableDiffusion3Pipeline": SD3Denoiser,
+}
+
+
+def resolve_model(name: str, revision: str | None = None, variant: str | None = None) -> Path:
+    """A local diffusers folder for `canvas`, a folder or a hub id (downloaded, safetensors only); checks its family."""
+    if name == CANVAS:
+        folder = PIPELINE_DIR
+    elif Path(name).is_dir():
+        folder = Path(name)
+    else:
+        folder = _download(name, revision, variant)
+    family(folder)
+    return folder
+
+
+def _download(name: str, revision: str | None, variant: str | None) -> Path:
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+    try:
+        return Path(DiffusionPipeline.download(name, revision=revision, variant=variant, use_safetensors=True))
+    except (OSError, ValueError, HFValidationError, OfflineModeIsEnabled) as error:
+        siblings = [entry.name for entry in os.scandir(Path(name).parent) if entry.is_dir()] if Path(name).parent.is_dir() else []
+        near = difflib.get_close_matches(Path(name).name, [CANVAS, *siblings], cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(
+            f"Cannot find the model {name!r}: it is not a local folder and the hub did not give it "
+            f"({str(error).strip().splitlines()[0]}).{hint} Without a network, give "
+            "--pretrained_model_name_or_path the path of a diffusers folder (the one that holds model_index.json), "
+            f"or `{CANVAS}`, which ships with this package."
+        ) from error
+
+
+def family(folder: Path) -> type[Denoiser]:
+    """The adapter for the pipeline in `folder`, by the class that its model_index.json names."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ValueError(
+            f"{folder} holds no model_index.json, so it is not a diffusers pipeline folder. "
+            "Convert a single checkpoint with diffusers' `from_single_file(...).save_pretrained(...)` first."
+        )
+    name = json.loads(index.read_text())["_class_name"]
+    if name not in FAMILIES:
+        raise ValueError(f"{folder} is a {name}, which has no adapter here; supported: {', '.join(FAMILIES)}.")
+    return FAMILIES[name]
+
+
+def load_denoiser(
+    name: str,
+    *,
+    resolution: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Denoiser:
+    """Load a pipeline by hub id, folder or `canvas` and wrap it in its family's adapter."""
+    folder = resolve_model(name, revision, variant)
+    adapter = family(folder)
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder, dtype=dtype, variant=variant, use_safetensors=True, **adapter.load_kwargs
+        )
+    except SafetensorError as error:
+        raise ValueError(f"A weight file in {folder} is truncated or unreadable ({error}); download it again.") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"Cannot load the pipeline in {folder}: {error}") from error
+    return adapter(pipeline.to(device), resolution)

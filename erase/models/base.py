@@ -1,0 +1,121 @@
+"""The denoiser contract: what the rest of the package may know of a diffusion model, whatever its family."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from torch import Tensor, nn
+
+Conditioning = dict[str, Tensor]
+"""Keyword arguments of the denoiser, leading dimension B."""
+
+SOLVERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
+
+
+def cat(*parts: Conditioning) -> Conditioning:
+    """Concatenate conditionings along the batch."""
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def rows(conditioning: Conditioning, index: Tensor | slice) -> Conditioning:
+    """Select batch rows of a conditioning."""
+    return {key: value[index] for key, value in conditioning.items()}
+
+
+class Denoiser(ABC):
+    """A stock diffusers pipeline seen as one function `predict(x_t, t, conditioning)` in its native output space.
+
+    A family overrides how prompts are encoded, how noise is mixed in, and how its network is called; nothing else.
+    """
+
+    component: ClassVar[str]
+    """The pipeline's folder that holds the denoiser: `unet` or `transformer`."""
+    solvers: ClassVar[tuple[str, ...]] = ("default", *SOLVERS)
+    """Solvers that may make the training pictures."""
+    load_kwargs: ClassVar[dict[str, Any]] = {}
+    """Extra arguments of the pipeline's `from_pretrained`."""
+
+    def __init__(self, pipeline: DiffusionPipeline, resolution: int | None = None):
+        self.pipeline: Any = pipeline
+        self.module: nn.Module = getattr(pipeline, self.component)
+        native = self.module.config.sample_size * pipeline.vae_scale_factor  # type: ignore[attr-defined]
+        self.resolution = resolution or native
+        if self.resolution % pipeline.vae_scale_factor:  # type: ignore[attr-defined]
+            raise ValueError(f"resolution must be a multiple of {pipeline.vae_scale_factor}, got {resolution}.")  # type: ignore[attr-defined]
+        pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Prompts → conditioning with leading dimension `len(prompts)`; "" is the family's unconditional input."""
+
+    @abstractmethod
+    def sample_timesteps(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw (n,) training timesteps in the family's own units, on the CPU."""
+
+    @abstractmethod
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t of clean latents x0 (B, C, h, w)."""
+
+    @abstractmethod
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network is trained to output at x_t: ε, v or flow velocity; shape of x0."""
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, module: nn.Module | None = None) -> Tensor:
+        """The network's output at (x_t, t), shape of x_t; `module` stands in for the network (a wrapped or frozen one)."""
+
+    @torch.no_grad()
+    def sample_latents(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance_scale: float, solver: str = "default"
+    ) -> Tensor:
+        """Run the pipeline and return its final latents (B, C, h, w); row i starts from `seeds[i]`'s noise."""
+        if solver not in self.solvers:
+            raise ValueError(f"{type(self).__name__} samples with {', '.join(self.solvers)}; got solver {solver!r}.")
+        stock = self.pipeline.scheduler
+        if solver != "default":
+            self.pipeline.scheduler = SOLVERS[solver].from_config(stock.config)
+        try:
+            return self.pipeline(
+                prompt=list(prompts),
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                height=self.resolution,
+                width=self.resolution,
+                output_type="latent",
+            ).images.float()
+        finally:
+            self.pipeline.scheduler = stock
+
+    @torch.no_grad()
+    def encode_images(self, pictures: np.ndarray) -> Tensor:
+        """uint8 pictures (B, H, W, 3) → latents (B, C, h, w), the posterior's mode, scaled as the denoiser sees them."""
+        vae = self.pipeline.vae
+        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device, vae.dtype) / 127.5 - 1
+        return (vae.encode(x).latent_dist.mode().float() - self._shift) * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Latents (B, C, h, w) → uint8 pictures (B, H, W, 3)."""
+        vae = self.pipeline.vae
+        x = vae.decode((latents / vae.config.scaling_factor + self._shift).to(vae.dtype)).sample.float()
+        return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    @property
+    def _shift(self) -> float:
+        return getattr(self.pipeline.vae.config, "shift_factor", None) or 0.0
+
+    def release(self) -> None:
+        """Drop everything but the denoiser: prompts and pictures are encoded by now."""
+        for name in self.pipeline.components:
+            if name.startswith(("text_encoder", "vae", "image_encoder")):
+                setattr(self.pipeline, name, None)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

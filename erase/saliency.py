@@ -1,0 +1,492 @@
+"""Which weights carry what is to go: gradient scores, an exact global top-k, and the mask that they make.
+
+Nothing here knows of diffusion: only of modules, losses and masks.
+"""
+
+import json
+import random
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .packing import atomic_path, atomic_save, pack_bits, read_safetensors, unpack_bits
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Score = Literal["gradient", "fisher", "snip"]
+MASK_FORMAT = "erase.mask/1"
+CHUNK = 2**22
+"""Weights that top-k looks at in one go: bounds its temporaries to a few tens of MB."""
+_BITS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+
+
+def saliency_scores(
+    module: nn.Module,
+    losses: Iterable[Callable[[], Tensor]],
+    score: Score = "gradient",
+    parameters: Container[str] | None = None,
+    backward: Callable[[Tensor], None] | None = None,
+) -> dict[str, Tensor]:
+    """How much each weight w matters to the losses ℓ_b (arXiv 2310.12508, eq. 4), with the module in eval mode.
+
+        gradient  |Σ_b ∇ℓ_b|        fisher  Σ_b |∇ℓ_b|        snip  |w · Σ_b ∇ℓ_b|
+
+    losses: closures that each return one scalar; they run in turn. parameters: names to score, default all; the others
+    need no gradient meanwhile. backward: default `loss.backward()`; pass `accelerator.backward` under accelerate.
+    Returns name → score ≥ 0, shape and dtype of the parameter, zero for a parameter that no loss uses. The scores ARE
+    the accumulated `.grad` tensors: peak memory is parameters + gradients + one batch ("fisher" cannot do without one
+    more set of gradients). The module's modes, requires_grad and earlier gradients are put back.
+    Raises ValueError when no parameter is named, when a gradient is not finite, or when all of them are zero.
+    """
+    if score not in ("gradient", "fisher", "snip"):
+        raise ValueError(f"Unknown score {score!r}: expected 'gradient', 'fisher' or 'snip'.")
+    with _scoring(module, parameters) as named, torch.enable_grad():
+        totals: dict[str, Tensor] = {}
+        for loss in losses:
+            (backward or Tensor.backward)(loss())
+            if score == "fisher":
+                _take_absolute(named, totals)
+        scores = totals if score == "fisher" else {n: p.grad for n, p in named.items() if p.grad is not None}
+        with torch.no_grad():
+            if score == "snip":
+                for name, gradient in scores.items():
+                    gradient.mul_(named[name])
+            _refuse_useless(scores)
+            return {n: scores[n].abs_() if n in scores else torch.zeros_like(p) for n, p in named.items()}
+
+
+def _take_absolute(named: Mapping[str, nn.Parameter], totals: dict[str, Tensor]) -> None:
+    """Add |grad| to the totals and drop it; the first batch's gradient becomes the total itself."""
+    for name, parameter in named.items():
+        if parameter.grad is not None:
+            gradient, parameter.grad = parameter.grad.abs_(), None
+            totals[name] = totals[name].add_(gradient) if name in totals else gradient
+
+
+def _refuse_useless(scores: Mapping[str, Tensor]) -> None:
+    """ValueError when a score is not finite or when none of them is above zero."""
+    for name, score in scores.items():
+        if not torch.isfinite(score).all():
+            raise ValueError(
+                f"The gradient of {name!r} ({score.dtype}) is not finite. Score in float32 (or bfloat16 "
+                "instead of float16), and look for a loss that divides by zero."
+            )
+    if not any(bool(score.any()) for score in scores.values()):
+        raise ValueError(
+            "Every gradient is zero: the losses do not depend on these parameters, or there were no losses."
+        )
+
+
+@contextmanager
+def _scoring(module: nn.Module, parameters: Container[str] | None) -> Iterator[dict[str, nn.Parameter]]:
+    """Eval mode, with gradients for the named parameters alone; puts everything back."""
+    everything = dict(module.named_parameters())
+    named = {name: p for name, p in everything.items() if parameters is None or name in parameters}
+    if not named:
+        raise ValueError(
+            f"None of the module's {len(everything)} parameters is to be scored: compare the names asked for."
+        )
+    modes = {child: child.training for child in module.modules()}
+    before = {name: (p.requires_grad, p.grad) for name, p in everything.items()}
+    try:
+        module.eval()
+        for name, parameter in everything.items():
+            parameter.grad = None
+            parameter.requires_grad_(name in named)
+        yield named
+    finally:
+        for child, training in modes.items():
+            child.training = training
+        for name, parameter in everything.items():
+            parameter.requires_grad_(before[name][0]).grad = before[name][1]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a ranking is cut to keep k scores: every score above `value`, and k - above of the `ties` equal to it."""
+
+    value: float
+    above: int
+    ties: int
+
+
+def kth_largest(scores: Mapping[str, Tensor], k: int, all_reduce: Callable[[Tensor], Tensor] | None = None) -> Cut:
+    """The exact k-th largest of all scores together, without sorting: a radix select on the bits of the floats.
+
+    Non-negative floats order as their bit patterns do, so one histogram of 65,536 bins finds 16 bits of the answer: one
+    pass for 16-bit floats, two for float32, four for float64; mixed dtypes are compared in the widest.
+    scores: ≥ 0 (infinity allowed), any shapes and devices; k in 1..n. Extra memory: the histogram and one chunk.
+    all_reduce: sums a histogram over processes that each hold a part of the scores, in the same dtypes.
+    Raises ValueError for negative or NaN scores, other dtypes, or k out of range.
+    """
+    for name, score in scores.items():
+        if score.dtype not in _BITS:
+            raise ValueError(f"Scores must be float16, bfloat16, float32 or float64; {name!r} is {score.dtype}.")
+        if score.numel() and not score.min() >= 0:
+            raise ValueError(
+                f"Scores must be non-negative numbers; {name!r} has a smallest score of {score.min().item()}."
+            )
+    dtype = _widest(scores)
+    total, prefix, above, ties = 0, 0, 0, 0
+    for shift in range(dtype.itemsize * 8 - 16, -1, -16):
+        counts = _histogram(scores, dtype, prefix, shift)
+        counts = all_reduce(counts) if all_reduce else counts
+        total = total or int(counts.sum())
+        if not 1 <= k <= total:
+            raise ValueError(f"Cannot choose the {k} largest of {total} scores: expected 1 ≤ k ≤ {total}.")
+        at_least = counts.flip(0).cumsum(0).flip(0)
+        digit = int((at_least >= k - above).sum()) - 1
+        ties = int(counts[digit])
+        above += int(at_least[digit]) - ties
+        prefix = prefix << 16 | digit
+    return Cut(torch.tensor(prefix, dtype=_BITS[dtype]).view(dtype).item(), above, ties)
+
+
+def top_k(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+    """The k largest scores of all, as bool on the CPU; ties go to the earlier tensor, then the lower flat index."""
+    cut, dtype = kth_largest(scores, k), _widest(scores)
+    wanted = k - cut.above
+    masks = {}
+    for name, score in scores.items():
+        parts = []
+        for chunk in _chunks(score):
+            wide = chunk.to(dtype)
+            part, tie = wide > cut.value, wide == cut.value
+            if wanted < cut.ties:  # only some ties are in: the first ones
+                tie[tie.nonzero()[wanted:]] = False
+                wanted -= int(tie.sum())
+            parts.append((part | tie).cpu())
+        masks[name] = torch.cat(parts).reshape(score.shape)
+    return masks
+
+
+def _histogram(scores: Mapping[str, Tensor], dtype: torch.dtype, prefix: int, shift: int) -> Tensor:
+    """Counts (65536,) int64 of bits shift..shift+15 among the scores whose higher bits equal `prefix`."""
+    counts: Tensor | None = None
+    for score in scores.values():
+        for chunk in _chunks(score):
+            bits = chunk.to(dtype).abs().view(_BITS[dtype])  # abs: negative zero is zero
+            if shift < dtype.itemsize * 8 - 16:
+                bits = bits[bits >> (shift + 16) == prefix] >> shift & 0xFFFF
+            else:
+                bits = bits >> shift
+            part = torch.bincount(bits, minlength=65536)
+            counts = part if counts is None else counts.add_(part.to(counts.device))
+    return torch.zeros(65536, dtype=torch.int64) if counts is None else counts
+
+
+def _widest(scores: Mapping[str, Tensor]) -> torch.dtype:
+    """The narrowest float dtype that holds every score exactly."""
+    dtypes = [score.dtype for score in scores.values()]
+    return reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+
+
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:
+    """The elements in flat order, at most about CHUNK at a time and without copying the whole of a strided tensor."""
+    if tensor.is_contiguous():
+        yield from tensor.view(-1).split(CHUNK)
+    else:
+        rows = max(1, CHUNK * len(tensor) // tensor.numel())
+        yield from (part.reshape(-1) for part in tensor.split(rows))
+
+
+@dataclass(frozen=True)
+class LayerDensity:
+    """How many weights of a parameter, or of a block, are salient."""
+
+    name: str
+    salient: int
+    total: int
+
+    @property
+    def density(self) -> float:
+        """Share of salient weights, 0..1."""
+        return self.salient / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class SaliencyMask:
+    """Which weights may be trained: parameter name → bool tensor on the CPU, True where the weight is salient.
+
+    metadata: what the mask was made from, such as `concept`, `score`, `base_sha256`; `scope` (JSON list of names) is
+    there when only some of the parameters could be chosen.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_scores(
+        cls,
+        scores: Mapping[str, Tensor],
+        *,
+        density: float | None = None,
+        threshold: float | None = None,
+        scope: Callable[[str], bool] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> "SaliencyMask":
+        """m = 1(score ≥ γ) (arXiv 2310.12508, eq. 4): γ is `threshold`, or such that exactly k are in.
+
+        k = max(1, round(density · n)) with density in (0, 1], where n counts the weights of the parameters in `scope`
+        (default all); the others are False throughout, and ties are cut by position. Raises ValueError unless exactly
+        one of density and threshold is given, when one is out of range, or when nothing is selected.
+        """
+        if (density is None) == (threshold is None):
+            raise ValueError(
+                f"Give exactly one of density and threshold; got density={density}, threshold={threshold}."
+            )
+        within = {name: score for name, score in scores.items() if scope is None or scope(name)}
+        if threshold is None:
+            chosen = top_k(within, _count(density or 0.0, within))
+        else:
+            chosen = {name: (score >= threshold).cpu() for name, score in within.items()}
+        if not any(bool(mask.any()) for mask in chosen.values()):
+            raise ValueError(
+                f"No weight has a score of {threshold} or more: lower the threshold, or ask for a density."
+            )
+        how = {"density": str(density)} if density is not None else {"threshold": str(threshold)}
+        tensors = {n: chosen[n] if n in chosen else torch.zeros(s.shape, dtype=torch.bool) for n, s in scores.items()}
+        return cls(tensors, {**_scope_entry(set(within), tensors), **how, **(metadata or {})})
+
+    @classmethod
+    def random(cls, like: "SaliencyMask", seed: int, scope: Callable[[str], bool] | None = None) -> "SaliencyMask":
+        """As many salient weights as `like`, drawn uniformly from the parameters that it chose from (or `scope`)."""
+        names = {name for name in like.tensors if scope(name)} if scope else like.scope
+        shapes = {name: mask.shape for name, mask in like.tensors.items() if name in names}
+        drawn = _draw(shapes, like.count, seed)
+        tensors = {n: drawn[n] if n in drawn else torch.zeros_like(mask) for n, mask in like.tensors.items()}
+        metadata = {k: v for k, v in like.metadata.items() if k not in ("scope", "threshold")}
+        return cls(tensors, {**metadata, **_scope_entry(names, tensors), "score": "random", "seed": str(seed)})
+
+    @classmethod
+    def full(cls, module: nn.Module) -> "SaliencyMask":
+        """Every weight of the module."""
+        tensors = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in module.named_parameters()}
+        return cls(tensors, {"density": "1.0", "score": "none"})
+
+    @property
+    def scope(self) -> set[str]:
+        """Names of the parameters that could be chosen from."""
+        return set(json.loads(self.metadata["scope"])) if "scope" in self.metadata else set(self.tensors)
+
+    @property
+    def count(self) -> int:
+        """Number of salient weights."""
+        return sum(int(mask.sum()) for mask in self.tensors.values())
+
+    @property
+    def density(self) -> float:
+        """Salient weights among all weights, 0..1."""
+        return LayerDensity("", self.count, sum(mask.numel() for mask in self.tensors.values())).density
+
+    def __or__(self, other: "SaliencyMask") -> "SaliencyMask":
+        return self._combine(other, torch.logical_or, self.scope | other.scope)
+
+    def __and__(self, other: "SaliencyMask") -> "SaliencyMask":
+        return self._combine(other, torch.logical_and, self.scope & other.scope)
+
+    def _combine(
+        self, other: "SaliencyMask", join: Callable[[Tensor, Tensor], Tensor], scope: set[str]
+    ) -> "SaliencyMask":
+        """Keeps the metadata on which both agree, and both concepts' names."""
+        _same_shapes(other, {name: mask.shape for name, mask in self.tensors.items()}, "the first mask")
+        _same_base(other, self.metadata.get("base_sha256"))
+        tensors = {name: join(mask, other.tensors[name]) for name, mask in self.tensors.items()}
+        shared = {
+            k: v for k, v in self.metadata.items() if other.metadata.get(k) == v and k not in ("scope", "density")
+        }
+        concepts = dict.fromkeys(m.metadata["concept"] for m in (self, other) if "concept" in m.metadata)
+        names = {"concept": ", ".join(concepts)} if concepts else {}
+        return SaliencyMask(tensors, {**shared, **names, **_scope_entry(scope, tensors)})
+
+    def covering(self, module: nn.Module) -> "SaliencyMask":
+        """The same choice over all of the module's parameters: those that were not scored become all False."""
+        own = {name: p.shape for name, p in module.named_parameters()}
+        known = {name: shape for name, shape in own.items() if name in self.tensors}
+        _same_shapes(self, known, "the module")
+        tensors = {n: self.tensors[n] if n in known else torch.zeros(s, dtype=torch.bool) for n, s in own.items()}
+        return SaliencyMask(tensors, {**self.metadata, **_scope_entry(self.scope, tensors)})
+
+    def check(self, module: nn.Module, base_hash: str | None = None) -> None:
+        """ValueError unless names and shapes are the module's, the base is the one scored, and a weight is selected.
+
+        base_hash: SHA-256 of the base model, compared with the metadata's `base_sha256` when both are known.
+        """
+        _same_shapes(self, {name: p.shape for name, p in module.named_parameters()}, "the module")
+        _same_base(self, base_hash)
+        if not any(bool(mask.any()) for mask in self.tensors.values()):
+            raise ValueError("The mask selects no weight, so nothing would be trained: raise the density.")
+
+    def save(self, path: str | Path) -> None:
+        """One bit a weight, in safetensors, with shapes and metadata in the header; the file is whole or absent."""
+        shapes = json.dumps({name: list(mask.shape) for name, mask in self.tensors.items()})
+        packed = {name: pack_bits(mask) for name, mask in self.tensors.items()}
+        atomic_save(packed, path, {**self.metadata, "format": MASK_FORMAT, "shapes": shapes})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SaliencyMask":
+        """Inverse of `save`. Raises FileNotFoundError, or ValueError for a file that is damaged or no mask."""
+        packed, metadata = read_safetensors(path)
+        if metadata.get("format") != MASK_FORMAT:
+            raise ValueError(
+                f"{path} is no saliency mask: its header says format {metadata.get('format')!r}, expected "
+                f"{MASK_FORMAT!r}. Make one with `erase mask`."
+            )
+        shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
+        if set(shapes) != set(packed):
+            raise ValueError(f"{path} is damaged: it describes {len(shapes)} parameters and holds {len(packed)}.")
+        tensors = {name: unpack_bits(packed[name], shape) for name, shape in shapes.items()}
+        return cls(tensors, {k: v for k, v in metadata.items() if k not in ("format", "shapes")})
+
+    def summary(self) -> list[LayerDensity]:
+        """Salient weights of each parameter, in the module's order."""
+        return [LayerDensity(name, int(mask.sum()), mask.numel()) for name, mask in self.tensors.items()]
+
+    def by_block(self) -> list[LayerDensity]:
+        """Salient weights of each block (`down_blocks.0`, `mid_block`, `transformer_blocks.3`), in module order."""
+        return _grouped((block_of(layer.name), layer) for layer in self.summary())
+
+    def table(self) -> str:
+        """The blocks as a plain-text table."""
+        rows = [*self.by_block(), LayerDensity("all", self.count, sum(m.numel() for m in self.tensors.values()))]
+        width = max(len(row.name) for row in rows)
+        lines = [f"{r.name:<{width}}  {r.salient:>13,}  {r.total:>13,}  {100 * r.density:>8.3f} %" for r in rows]
+        return "\n".join([f"{'block':<{width}}  {'salient':>13}  {'weights':>13}  {'density':>10}", *lines])
+
+    def plot(self, path: str | Path) -> None:
+        """A bar for each block's density and a dot for each kind of layer inside it, as PNG, SVG or PDF by suffix."""
+        with atomic_path(path) as temporary:
+            _draw_blocks(self).savefig(temporary, dpi=150)
+
+
+def block_of(name: str) -> str:
+    """Leading part of a parameter's name: two parts when the second is a number, else one."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if len(parts) > 1 and parts[1].isdigit() else parts[0]
+
+
+def kind_of(name: str) -> str:
+    """`norm`, `attention`, `conv` or `other`, by the names that diffusers and torchvision give their layers."""
+    words = {"norm": ("norm", "bn"), "attention": ("attn",), "conv": ("conv",)}
+    return next((kind for kind, marks in words.items() if any(mark in name for mark in marks)), "other")
+
+
+def _grouped(layers: Iterable[tuple[str, LayerDensity]]) -> list[LayerDensity]:
+    """Sums of the layers under each key, in order of first appearance."""
+    sums: dict[str, LayerDensity] = {}
+    for key, layer in layers:
+        old = sums.get(key, LayerDensity(key, 0, 0))
+        sums[key] = LayerDensity(key, old.salient + layer.salient, old.total + layer.total)
+    return list(sums.values())
+
+
+def _count(density: float, scores: Mapping[str, Tensor]) -> int:
+    """k = max(1, round(density · n)); ValueError for a density outside (0, 1] or an empty scope."""
+    if not 0 < density <= 1:
+        raise ValueError(f"A density is a share in (0, 1], got {density}. For half of the weights say 0.5, not 50.")
+    n = sum(score.numel() for score in scores.values())
+    if not n:
+        raise ValueError(
+            "No parameter is in scope, so no weight can be chosen: compare the scope with the module's names."
+        )
+    return max(1, round(density * n))
+
+
+def _scope_entry(names: set[str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The metadata's `scope`, absent when it is every parameter."""
+    return {} if names == set(tensors) else {"scope": json.dumps([name for name in tensors if name in names])}
+
+
+def _draw(shapes: Mapping[str, torch.Size], k: int, seed: int) -> dict[str, Tensor]:
+    """k weights chosen uniformly from all subsets of that size, in the memory of the mask and one tensor.
+
+    A coin for each weight comes out near k; the surplus or lack is then put right at uniformly chosen places. Given its
+    size, a set of fair coins is uniform, and both steps treat all weights alike, so the result is uniform too.
+    """
+    n = sum(shape.numel() for shape in shapes.values())
+    if k > n:
+        raise ValueError(f"Cannot choose {k} random weights among the {n} in scope: widen the scope.")
+    generator = torch.Generator().manual_seed(seed)
+    masks = {name: torch.rand(shape, generator=generator) < k / max(n, 1) for name, shape in shapes.items()}
+    count = sum(int(mask.sum()) for mask in masks.values())
+    surplus = count > k
+    ranks = torch.tensor(sorted(random.Random(seed).sample(range(count if surplus else n - count), abs(count - k))))
+    start = 0
+    for mask in masks.values():
+        places = (mask.view(-1) == surplus).nonzero().view(-1)
+        local = ranks[(ranks >= start) & (ranks < start + len(places))] - start
+        mask.view(-1)[places[local.long()]] = not surplus
+        start += len(places)
+    return masks
+
+
+def _same_shapes(mask: SaliencyMask, shapes: Mapping[str, torch.Size], owner: str) -> None:
+    """ValueError at the first parameter whose presence or shape differs."""
+    for name in [*shapes, *(name for name in mask.tensors if name not in shapes)]:
+        own = tuple(mask.tensors[name].shape) if name in mask.tensors else None
+        other = tuple(shapes[name]) if name in shapes else None
+        if own != other:
+            raise ValueError(
+                f"This is a mask for another model: {name!r} is {_shown(own)} in the mask and {_shown(other)} in "
+                f"{owner}. Make a mask for this model, or use `mask.covering(module)` if only some parameters were scored."
+            )
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(shape)
+
+
+def _same_base(mask: SaliencyMask, base_hash: str | None) -> None:
+    """ValueError when the mask was made from other weights; unknown hashes pass."""
+    known = mask.metadata.get("base_sha256")
+    if known and base_hash and known != base_hash:
+        raise ValueError(
+            f"This is a mask for another model: it was made from weights with SHA-256 {known[:12]}…, these have "
+            f"{base_hash[:12]}…. Make the mask again from this base."
+        )
+
+
+def _draw_blocks(mask: SaliencyMask) -> "Figure":
+    """Bars of density per block in per cent, with one dot a kind of layer."""
+    from matplotlib.figure import Figure
+
+    blocks = mask.by_block()
+    rows = {block.name: row for row, block in enumerate(blocks)}
+    kinds = _grouped((f"{block_of(layer.name)}/{kind_of(layer.name)}", layer) for layer in mask.summary())
+    figure = Figure(figsize=(8, 1.8 + 0.32 * len(blocks)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(blocks)), [100 * block.density for block in blocks], color="#c9d6e8", height=0.72)
+    for kind, colour in _COLOURS.items():
+        dots = {rows[k.name.rpartition("/")[0]]: 100 * k.density for k in kinds if k.name.endswith(f"/{kind}")}
+        if dots:
+            axes.scatter(list(dots.values()), list(dots), color=colour, s=26, label=kind, zorder=3)
+    axes.set_yticks(range(len(blocks)), [block.name for block in blocks], fontsize=10)
+    axes.set_ylim(len(blocks) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("salient weights in the block, % (bar), and by kind of layer (dots)", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=10)
+    axes.set_title(_title(mask), fontsize=12)
+    return figure
+
+
+_COLOURS = {"attention": "#c0392b", "conv": "#1f5fa8", "norm": "#d99000", "other": "#555555"}
+
+
+def _title(mask: SaliencyMask) -> str:
+    """Concept, score and overall density, as far as they are known."""
+    about = [mask.metadata[key] for key in ("concept", "score") if key in mask.metadata]
+    total = sum(m.numel() for m in mask.tensors.values())
+    return " · ".join([*about, f"{100 * mask.density:.3g} % of {total:,} weights"])
