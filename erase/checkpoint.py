@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .files import atomic_save, read_safetensors
 from .optim import MaskedAdamW
-from .packing import atomic_save, read_safetensors
 
 STATE_FILE = "state.safetensors"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
@@ -44,13 +44,17 @@ def find_checkpoint(name: str, output_dir: Path) -> Checkpoint:
     found = list_checkpoints(output_dir)
     if name == "latest":
         if not found:
-            raise ValueError(f"{output_dir} holds no checkpoint-* to resume from; start without --resume_from_checkpoint.")
+            raise ValueError(
+                f"{output_dir} holds no checkpoint-* to resume from; start without --resume_from_checkpoint."
+            )
         return found[-1]
     folder = next((path for path in (Path(name), output_dir / name) if (path / STATE_FILE).is_file()), None)
     match = _FOLDER.fullmatch(folder.name) if folder else None
     if folder is None or match is None:
         names = ", ".join(checkpoint.folder.name for checkpoint in found) or "none"
-        raise ValueError(f"{name!r} is not a checkpoint folder; {output_dir} holds: {names}. `latest` takes the newest.")
+        raise ValueError(
+            f"{name!r} is not a checkpoint folder; {output_dir} holds: {names}. `latest` takes the newest."
+        )
     return Checkpoint(folder, int(match[1]))
 
 

@@ -1,13 +1,14 @@
 """Everything that a run can be told, as one frozen dataclass: the command line, YAML files and Python share it.
 
-Precedence: the class's defaults (the paper's NSFW setting) < the base's own preset (`canvas` has one) < `--config` < flags.
+Precedence, lowest first: the class's defaults (the paper's NSFW setting), the base's own preset (`canvas` has one),
+`--config`, the flags.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import tyro
 import yaml
@@ -17,6 +18,18 @@ from .concepts import ConceptType
 CANVAS = "canvas"
 CONFIGS_DIR = next(
     folder for folder in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if folder.is_dir()
+)
+
+
+AT_LEAST_ONE = (
+    "num_concept_images",
+    "num_retain_images",
+    "data_num_inference_steps",
+    "data_batch_size",
+    "train_batch_size",
+    "max_train_steps",
+    "gradient_accumulation_steps",
+    "checkpointing_steps",
 )
 
 
@@ -57,7 +70,7 @@ class EraseConfig:
     mask_guidance_scale: float = 7.5
     """s in the forgetting loss's (1+s) f(c) - s f(empty); 7.5 is a guidance_scale of 8.5 in diffusers' convention."""
     target: Literal["current", "frozen"] = "current"
-    """Whose prediction for the anchor is the forget target: the weights being trained (as the paper's code) or the base."""
+    """Whose prediction for the anchor is the forget target: that of the weights in training (the paper's) or the base's."""
     retain_target: Literal["data", "frozen"] = "data"
     """What retained pictures are trained towards: their own noise (as the paper) or the base model's prediction."""
     alpha: float = 0.1
@@ -155,7 +168,9 @@ class EraseConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""
         plain = dataclasses.asdict(self)
-        return {key: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for key, v in plain.items()}
+        return {
+            key: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for key, v in plain.items()
+        }
 
 
 def layered(config: str | Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,7 +250,9 @@ def _check(config: EraseConfig) -> None:
     if not config.concept:
         raise ValueError("No concept given. Say what must go, for example --concept nudity.")
     if not 0 < config.density <= 1:
-        raise ValueError(f"density must be in (0, 1], got {config.density}; 0.5 is the paper's, 0.1 a tenth of the weights.")
+        raise ValueError(
+            f"density must be in (0, 1], got {config.density}; 0.5 is the paper's, 0.1 a tenth of the weights."
+        )
     for field in ("anchor_image_fraction", "soft_quantile"):
         if not 0 <= getattr(config, field) <= 1:
             raise ValueError(f"{field} must be in [0, 1], got {getattr(config, field)}.")
@@ -243,8 +260,7 @@ def _check(config: EraseConfig) -> None:
         raise ValueError("anchor_image_fraction is above 0, so num_anchor_images must be at least 1; got 0.")
     if config.learning_rate <= 0:
         raise ValueError(f"learning_rate must be positive, got {config.learning_rate}.")
-    for field in ("num_concept_images", "num_retain_images", "data_num_inference_steps", "data_batch_size",
-                  "train_batch_size", "max_train_steps", "gradient_accumulation_steps", "checkpointing_steps"):  # fmt: skip
+    for field in AT_LEAST_ONE:
         if getattr(config, field) < 1:
             raise ValueError(f"{field} must be at least 1, got {getattr(config, field)}.")
 

@@ -1,32 +1,32 @@
-"""Training data made once by the base model: latents straight from its sampler, and encoded prompts, cached by content.
+"""Training data made once by the base model: latents straight from its sampler and encoded prompts, cached by content.
 
-A cache entry is a folder named by the hash of its manifest (model, prompts, seeds, settings). Batches of latents are
-written one by one, so that an interrupted job goes on where it stopped and several processes share the work.
+A store is a folder named by the hash of its manifest (model and settings); its rows are named by what they are made from
+(prompt and seed). Rows are written in whole batches, so an interrupted job goes on where it stopped, several processes
+share the work, and runs on the same base share the pictures.
 """
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .concepts import Concept
 from .config import EraseConfig
-from .files import write_json
+from .files import atomic_save, read_safetensors, write_json
 from .models.base import Conditioning, Denoiser
-from .packing import atomic_save, read_safetensors
 
-logger = get_logger(__name__)
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CONTACT_SHEET_TILES = 64
 
@@ -69,137 +69,161 @@ def build_training_data(
     """Make or load everything that `config` asks for; contact sheets land in output_dir."""
     forget = [prompt for concept in concepts for prompt in concept.forget]
     anchors = [prompt for concept in concepts for prompt in concept.anchor]
-    retain = sorted({prompt for concept in concepts for prompt in concept.retain})
+    retain = in_fixed_order({prompt for concept in concepts for prompt in concept.retain})
     texts = list(dict.fromkeys(["", *forget, *anchors, *retain]))
     row = {text: index for index, text in enumerate(texts)}
-    cache = Cache(config.data_cache_dir, base_hash, accelerator)
+    opened = partial(Store, config.data_cache_dir, base_hash, accelerator)
 
-    def latents(role: str, prompts: Sequence[str], count: int, folder: Path | None, offset: int) -> Tensor:
-        if folder is not None:
-            return encode_folder(denoiser, folder, cache, config.data_batch_size)
-        chosen = [prompts[i % len(prompts)] for i in range(count)]
-        return sample_latents(denoiser, role, chosen, config, cache, first_seed=config.seed * 10**6 + offset)
+    def pictures(role: str, prompts: Sequence[str], count: int, folder: Path | None = None) -> Tensor:
+        x = (
+            encode_folder(denoiser, folder, opened, config.data_batch_size)
+            if folder
+            else sample_latents(denoiser, role, cycled(prompts, count), config, opened)
+        )
+        if accelerator.is_main_process:
+            tiles = denoiser.decode(x[:CONTACT_SHEET_TILES].to(denoiser.device))
+            contact_sheet(tiles).save(config.output_dir / f"data_{role}.png")
+        return x
 
-    def with_rows(x: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> LatentSet:
-        named = torch.tensor([row[prompts[i % len(prompts)]] for i in range(len(x))])
-        wanted = torch.tensor([row[targets[i % len(targets)]] for i in range(len(x))])
-        return LatentSet(latents=x, prompts=named, anchors=wanted)
+    def named(x: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> LatentSet:
+        rows = [torch.tensor([row[text] for text in cycled(texts, len(x))]) for texts in (prompts, targets)]
+        return LatentSet(latents=x, prompts=rows[0], anchors=rows[1])
 
-    concept_x = latents("concept", forget, config.num_concept_images, config.concept_data_dir, 0)
-    anchor_x = latents("anchor", anchors, config.num_anchor_images, None, 100_000) if config.num_anchor_images else None
-    retain_x = latents("retain", shuffled(retain), config.num_retain_images, config.retain_data_dir, 200_000)
+    concept_x = pictures("concept", forget, config.num_concept_images, config.concept_data_dir)
+    anchor_x = pictures("anchor", anchors, config.num_anchor_images) if config.num_anchor_images else None
+    retain_x = pictures("retain", retain, config.num_retain_images, config.retain_data_dir)
     return TrainingData(
-        concept=with_rows(concept_x, forget, anchors),
-        anchor=None if anchor_x is None else with_rows(anchor_x, forget, anchors),
-        retain=with_rows(retain_x, shuffled(retain), shuffled(retain)),
-        conditioning=encode_prompts(denoiser, texts, cache),
+        concept=named(concept_x, forget, anchors),
+        anchor=None if anchor_x is None else named(anchor_x, forget, anchors),
+        retain=named(retain_x, retain, retain),
+        conditioning=encode_prompts(denoiser, texts, opened),
         empty=row[""],
     )
 
 
-def shuffled(prompts: Sequence[str]) -> list[str]:
-    """A fixed shuffle, so that a sample smaller than the list is not one corner of it."""
-    order = np.random.default_rng(0).permutation(len(prompts))
-    return [prompts[i] for i in order]
+def cycled(prompts: Sequence[str], count: int) -> list[str]:
+    """`count` prompts, each as often as the others."""
+    return [prompts[index % len(prompts)] for index in range(count)]
 
 
-@dataclass(frozen=True)
-class Cache:
-    """Content-addressed folders under `root`, written by all processes, published by a manifest."""
+def in_fixed_order(prompts: Collection[str]) -> list[str]:
+    """Shuffled by their own hashes: any prefix is a fair sample, and much the same one for neighbouring concepts."""
+    return sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
 
-    root: Path
-    """Cache folder."""
-    base_hash: str
-    """Hash of the base model's files: part of every key."""
-    accelerator: Accelerator
-    """Shares the work between processes."""
+
+def picture_seeds(prompts: Sequence[str], seed: int) -> list[int]:
+    """A seed for each row, made from the prompt and how often it came before; above 10⁶, where no scored picture is."""
+    seen: Counter[str] = Counter()
+    seeds = []
+    for prompt in prompts:
+        digest = hashlib.sha256(f"{seed}/{seen[prompt]}/{prompt}".encode()).digest()
+        seeds.append(10**6 + int.from_bytes(digest[:4], "big") % (2**31 - 10**6))
+        seen[prompt] += 1
+    return seeds
+
+
+class Store:
+    """Rows of tensors under content-addressed keys, written by all processes in whole batches."""
+
+    def __init__(self, root: Path, base_hash: str, accelerator: Accelerator, kind: str, settings: dict[str, Any]):
+        precision = str(accelerator.mixed_precision)
+        manifest = {"kind": kind, "base_sha256": base_hash, "precision": precision} | settings
+        self.kind, self.accelerator = kind, accelerator
+        self.folder = root / f"{kind}-{_digest(json.dumps(manifest, sort_keys=True))}"
+        described = self.folder / "manifest.json"
+        if accelerator.is_main_process and not described.exists():
+            write_json(described, manifest)
+        accelerator.wait_for_everyone()
+        if json.loads(described.read_text()) != manifest:
+            raise ValueError(f"The cache {self.folder} is not what its name says; delete that folder and start again.")
 
     def fetch(
-        self, kind: str, settings: dict[str, Any], batches: int, make: Callable[[int], dict[str, Tensor]]
-    ) -> tuple[dict[str, Tensor], Path]:
-        """Return all batches of an entry concatenated, making those that are missing with `make(batch)`."""
-        manifest = {"kind": kind, "base": self.base_hash, "batches": batches} | settings
-        key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:20]
-        folder = self.root / f"{kind}-{key}"
-        whole, described = folder / "data.safetensors", folder / "manifest.json"
-        if not described.exists():
-            self._make_batches(folder, kind, batches, make)
-            if self.accelerator.is_main_process:
-                self._publish(folder, whole, described, manifest, batches)
+        self, keys: Sequence[str], batch_size: int, make: Callable[[list[int]], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The rows named by `keys`, in their order; `make` gets the numbers of up to `batch_size` missing ones."""
+        present = self._index()
+        missing = [row for row, key in enumerate(keys) if key not in present]
+        batches = [missing[first : first + batch_size] for first in range(0, len(missing), batch_size)]
+        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         self.accelerator.wait_for_everyone()
-        if json.loads(described.read_text()) != manifest:
-            raise ValueError(f"The cache entry {folder} is not what its name says; delete that folder and start again.")
-        return read_safetensors(whole)[0], folder
-
-    def _make_batches(self, folder: Path, kind: str, batches: int, make: Callable[[int], dict[str, Tensor]]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        mine = range(self.accelerator.process_index, batches, self.accelerator.num_processes)
-        missing = [batch for batch in mine if not _shard(folder, batch).exists()]
-        for batch in tqdm(missing, f"{kind} data", disable=not self.accelerator.is_main_process):
-            atomic_save(make(batch), _shard(folder, batch))
+        bar = tqdm(total=len(missing), desc=self.kind, unit="row", disable=not (missing and self._speaks))
+        for batch in mine:
+            names = json.dumps([keys[row] for row in batch])
+            atomic_save(make(batch), self.folder / f"{_digest(names)}.safetensors", {"keys": names})
+            bar.update(len(batch) * min(len(batches), self.accelerator.num_processes))
+        bar.close()
         self.accelerator.wait_for_everyone()
+        return self._read(keys)
 
-    @staticmethod
-    def _publish(folder: Path, whole: Path, described: Path, manifest: dict[str, Any], batches: int) -> None:
-        shards = [read_safetensors(_shard(folder, batch))[0] for batch in range(batches)]
-        atomic_save({key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}, whole)
-        write_json(described, manifest)
-        for batch in range(batches):
-            _shard(folder, batch).unlink()
+    @property
+    def _speaks(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def _index(self) -> dict[str, tuple[Path, int]]:
+        """Key → the file and the row in it."""
+        found = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                keys = json.loads(file.metadata()["keys"])
+            found |= {key: (path, row) for row, key in enumerate(keys)}
+        return found
+
+    def _read(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        index = self._index()
+        files = {path: read_safetensors(path)[0] for path in {index[key][0] for key in keys}}
+        places = [index[key] for key in keys]
+        return {
+            name: torch.stack([files[path][name][row] for path, row in places]) for name in next(iter(files.values()))
+        }
 
 
-def _shard(folder: Path, batch: int) -> Path:
-    return folder / f"shard-{batch:05d}.safetensors"
+OpenStore = Callable[[str, dict[str, Any]], Store]
+"""(kind, settings) → the store of this base and cache folder."""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def sample_latents(
-    denoiser: Denoiser, role: str, prompts: Sequence[str], config: EraseConfig, cache: Cache, first_seed: int
+    denoiser: Denoiser, role: str, prompts: Sequence[str], config: EraseConfig, opened: OpenStore
 ) -> Tensor:
     """Latents (N, C, h, w) of N prompts from the base model's sampler, with no decode and re-encode between."""
-    size = config.data_batch_size
-    precision = cache.accelerator.mixed_precision
     settings = {
-        "prompts": list(prompts),
-        "first_seed": first_seed,
         "steps": config.data_num_inference_steps,
         "guidance_scale": config.data_guidance_scale,
         "solver": config.data_solver,
         "resolution": denoiser.resolution,
-        "batch_size": size,
-        "precision": precision,
     }
+    seeds = picture_seeds(prompts, config.seed)
+    store = opened("latents", settings)
 
-    def make(batch: int) -> dict[str, Tensor]:
-        chosen = prompts[batch * size : (batch + 1) * size]
-        seeds = [first_seed + batch * size + row for row in range(len(chosen))]
-        with cache.accelerator.autocast():
+    def make(rows: list[int]) -> dict[str, Tensor]:
+        with store.accelerator.autocast():
             x = denoiser.sample_latents(
-                chosen, seeds, config.data_num_inference_steps, config.data_guidance_scale, config.data_solver
+                [prompts[row] for row in rows],
+                [seeds[row] for row in rows],
+                config.data_num_inference_steps,
+                config.data_guidance_scale,
+                config.data_solver,
             )
+        if not torch.isfinite(x).all():
+            raise ValueError(f"The base model made non-finite latents for {role} pictures; try --mixed_precision no.")
         return {"latents": x.cpu()}
 
-    tensors, folder = cache.fetch(role, settings, -(-len(prompts) // size), make)
-    x = tensors["latents"]
-    if not torch.isfinite(x).all():
-        raise ValueError(f"The base model made non-finite latents for {role} pictures; try --mixed_precision no.")
-    if cache.accelerator.is_main_process:
-        sheet = folder / "contact_sheet.png"
-        if not sheet.exists():
-            contact_sheet(denoiser.decode(x[:CONTACT_SHEET_TILES].to(denoiser.device))).save(sheet)
-        shutil.copy(sheet, config.output_dir / f"data_{role}.png")
-    return x
+    keys = [json.dumps([prompt, seed]) for prompt, seed in zip(prompts, seeds)]
+    return store.fetch(keys, config.data_batch_size, make)["latents"]
 
 
-def encode_prompts(denoiser: Denoiser, texts: Sequence[str], cache: Cache, batch_size: int = 32) -> Conditioning:
+def encode_prompts(denoiser: Denoiser, texts: Sequence[str], opened: OpenStore, batch_size: int = 32) -> Conditioning:
     """Encode each prompt once; rows follow `texts`."""
 
-    def make(batch: int) -> dict[str, Tensor]:
+    def make(rows: list[int]) -> dict[str, Tensor]:
         with torch.no_grad():
-            encoded = denoiser.encode(texts[batch * batch_size : (batch + 1) * batch_size])
+            encoded = denoiser.encode([texts[row] for row in rows])
         return {key: value.cpu().contiguous() for key, value in encoded.items()}
 
-    settings = {"prompts": list(texts), "resolution": denoiser.resolution}
-    return cache.fetch("prompts", settings, -(-len(texts) // batch_size), make)[0]
+    return opened("prompts", {"resolution": denoiser.resolution}).fetch(texts, batch_size, make)
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -212,23 +236,19 @@ def list_pictures(folder: Path) -> list[Path]:
     return found
 
 
-def encode_folder(denoiser: Denoiser, folder: Path, cache: Cache, batch_size: int) -> Tensor:
+def encode_folder(denoiser: Denoiser, folder: Path, opened: OpenStore, batch_size: int) -> Tensor:
     """Latents (N, C, h, w) of a folder's pictures, centre-cropped to a square and resized, encoded once."""
     paths = list_pictures(folder)
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    keys = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
 
-    def make(batch: int) -> dict[str, Tensor]:
-        chosen = paths[batch * batch_size : (batch + 1) * batch_size]
-        pictures = np.stack([_square(path, denoiser.resolution) for path in chosen])
+    def make(rows: list[int]) -> dict[str, Tensor]:
+        pictures = np.stack([_square(paths[row], denoiser.resolution) for row in rows])
         return {"latents": denoiser.encode_images(pictures).cpu()}
 
-    settings = {"pictures": digests, "resolution": denoiser.resolution, "batch_size": batch_size}
-    return cache.fetch("folder", settings, -(-len(paths) // batch_size), make)[0]["latents"]
+    return opened("encoded", {"resolution": denoiser.resolution}).fetch(keys, batch_size, make)["latents"]
 
 
 def _square(path: Path, side: int) -> np.ndarray:
-    from PIL import ImageOps, UnidentifiedImageError
-
     try:
         picture = Image.open(path).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:

@@ -1,28 +1,19 @@
 """Export: a stock diffusers folder whose only new part is the denoiser, the patch, and a model card beside them."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
+from huggingface_hub import ModelCardData
+from torch import nn
 
-from .config import EraseConfig
+from .config import CANVAS, EraseConfig
+from .files import pipeline_files, write_text
 from .models.base import Denoiser
 from .patch import PATCH_FILE
 
-SKIPPED_SUFFIXES = (".bin", ".ckpt", ".msgpack", ".onnx", ".onnx_data", ".pb", ".h5", ".pt", ".pth", ".pkl", ".xml")
-"""Other frameworks' and pickled weights: an export holds safetensors only."""
 ROUNDED = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def pipeline_files(folder: Path) -> list[Path]:
-    """The files of a diffusers folder that its pipeline needs, relative to it: model_index.json and the component folders."""
-    components = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    files = [path for component in components for path in sorted(component.rglob("*")) if path.is_file()]
-    return [path.relative_to(folder) for path in [folder / "model_index.json", *files]
-            if path.suffix not in SKIPPED_SUFFIXES]  # fmt: skip
 
 
 def needed_bytes(folder: Path) -> int:
@@ -41,6 +32,17 @@ def check_disk(folder: Path, output_dir: Path) -> None:
         )
 
 
+@torch.no_grad()
+def round_to_variant(module: nn.Module, variant: str | None) -> None:
+    """Round float32 weights to what the variant's files can hold, so that patch and folder hold the same numbers.
+
+    Weights that did not move came from such files and stay bit-equal.
+    """
+    if variant in ROUNDED:
+        for parameter in module.parameters():
+            parameter.copy_(parameter.to(ROUNDED[variant]))
+
+
 def export_pipeline(denoiser: Denoiser, base: Path, output_dir: Path, variant: str | None = None) -> None:
     """Write the pipeline into `output_dir`: unchanged components byte for byte, the denoiser anew.
 
@@ -53,17 +55,14 @@ def export_pipeline(denoiser: Denoiser, base: Path, output_dir: Path, variant: s
             (staging / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(base / path, staging / path)
     module: Any = denoiser.module
-    rounded = ROUNDED.get(variant or "")
-    if rounded:
-        module.to(rounded)
+    module.to(ROUNDED.get(variant or "", torch.float32))
     module.save_pretrained(staging / denoiser.component, safe_serialization=True, variant=variant)
-    if rounded:
-        module.float()
+    module.float()
     index = staging / "model_index.json"
     for part in sorted(path for path in staging.iterdir() if path != index):
         shutil.rmtree(output_dir / part.name, ignore_errors=True)
-        os.replace(part, output_dir / part.name)
-    os.replace(index, output_dir / "model_index.json")
+        part.replace(output_dir / part.name)
+    index.replace(output_dir / "model_index.json")
     staging.rmdir()
 
 
@@ -104,13 +103,10 @@ pipe = DiffusionPipeline.from_pretrained("{output_dir.name}")
 Erasure lowers the chance that a concept is drawn; it is no guarantee against deliberate attacks or further fine-tuning.
 `config.json` and `manifest.json` beside this card say exactly how the model was made.
 """
-    card = load_or_create_model_card(
-        repo_id_or_path=output_dir.name,
-        from_training=True,
-        license=None,
-        base_model=config.pretrained_model_name_or_path,
-        model_description=text,
-        inference=True,
+    data = ModelCardData(
+        base_model=None if config.pretrained_model_name_or_path == CANVAS else config.pretrained_model_name_or_path,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["diffusers", "concept-erasure", "salun", pipeline_class],
     )
-    card = populate_model_card(card, tags=["text-to-image", "diffusers", "concept-erasure", "salun", pipeline_class])
-    card.save(output_dir / "README.md")
+    write_text(output_dir / "README.md", f"---\n{data.to_yaml()}\n---\n{text}")

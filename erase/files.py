@@ -1,17 +1,71 @@
-"""Files and folders: hashes that identify a model, and JSON that is whole or absent."""
+"""Files that are whole or absent, and hashes that identify a model."""
 
+import errno
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .packing import atomic_path
+SKIPPED_SUFFIXES = (".bin", ".ckpt", ".msgpack", ".onnx", ".onnx_data", ".pb", ".h5", ".pt", ".pth", ".pkl", ".xml")
+"""Other frameworks' and pickled weights: an export holds safetensors only."""
 
-WEIGHT_SUFFIXES = (".safetensors",)
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to `path` when the block succeeds and removed when it fails.
+
+    A reader sees the old file or the new one, never a part. Missing folders are made. The suffix is kept.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_save(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that is whole or absent. Raises OSError (ENOSPC included) with nothing left behind."""
+    try:
+        with atomic_path(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {}))
+    except SafetensorError as error:
+        # safetensors wraps the operating system's error and keeps its number only in the text.
+        full = f"os error {errno.ENOSPC}" in str(error)
+        advice = "the disk is full: free some space and save again" if full else "check that the folder can be written"
+        raise OSError(
+            errno.ENOSPC if full else errno.EIO, f"cannot be written ({error}); {advice}", str(path)
+        ) from error
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, on the CPU.
+
+    Raises FileNotFoundError when it is missing, ValueError when it is cut off, damaged or cannot be read.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist. Check the path, or make the file first.")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}). It may have been cut off while it was copied: "
+            "make or download it again."
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -25,14 +79,22 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def pipeline_files(folder: Path) -> list[Path]:
+    """The files of a diffusers folder that its pipeline needs, relative to it: model_index.json and its components'."""
+    index = json.loads((folder / "model_index.json").read_text())
+    components = sorted(name for name in index if not name.startswith("_") and (folder / name).is_dir())
+    files = [path for name in components for path in sorted((folder / name).rglob("*")) if path.is_file()]
+    kept = [path for path in files if path.suffix not in SKIPPED_SUFFIXES]
+    return [path.relative_to(folder) for path in [folder / "model_index.json", *kept]]
+
+
 def folder_hash(folder: Path) -> str:
-    """sha256 over the names and bytes of a pipeline folder's weights and configs: what its pictures depend on."""
+    """sha256 over the names and bytes of a pipeline folder's files: what its pictures depend on."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in (*WEIGHT_SUFFIXES, ".json", ".txt", ".model"):
-            digest.update(path.relative_to(folder).as_posix().encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in pipeline_files(folder):
+        digest.update(path.as_posix().encode())
+        with (folder / path).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 

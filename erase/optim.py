@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch.optim.adamw import adamw
 
 from .packing import pack_bits
-from .saliency import kth_largest
+from .topk import kth_largest
 
 Selector = Tensor | tuple[Tensor, ...]
 
@@ -22,7 +22,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         w ← w − lr·λ·w;  m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;  w ← w − lr·m̂ / (√v̂ + ε)
 
     masks: name → bool tensor, as `SaliencyMask.tensors`; None trains everything. State exists for salient weights only,
-    in float32 (float64 for float64 weights): vectors in flat order, or the parameter's shape where all of it is salient.
+    in float32 (float64 for float64 weights): vectors in flat order, or the parameter's shape where all is salient.
     A parameter with no salient weight leaves the optimiser and gets requires_grad = False.
     Raises ValueError when a mask is missing, has another shape, matches no parameter, or when nothing is left to train.
     """

@@ -1,17 +1,11 @@
-"""Compact encodings of boolean masks, and safetensors files that are whole or absent."""
+"""Compact encodings of boolean masks: one bit a weight, or one byte a gap where few weights are set."""
 
-import errno
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import prod
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 MaskKind = Literal["bits", "gaps"]
@@ -89,55 +83,6 @@ def decode_mask(kind: str, code: Tensor, shape: Sequence[int]) -> Tensor:
             f"Unknown mask encoding {kind!r}: expected one of {sorted(decoders)}. Is the file from a newer version?"
         )
     return decoders[kind](code, shape)
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to `path` when the block succeeds and removed when it fails.
-
-    A reader sees the old file or the new one, never a part. Missing folders are made. The suffix is kept.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def atomic_save(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file that is whole or absent. Raises OSError (ENOSPC included) with nothing left behind."""
-    try:
-        with atomic_path(path) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {}))
-    except SafetensorError as error:
-        # safetensors wraps the operating system's error and keeps its number only in the text.
-        full = f"os error {errno.ENOSPC}" in str(error)
-        advice = "the disk is full: free some space and save again" if full else "check that the folder can be written"
-        raise OSError(
-            errno.ENOSPC if full else errno.EIO, f"cannot be written ({error}); {advice}", str(path)
-        ) from error
-
-
-def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, on the CPU.
-
-    Raises FileNotFoundError when it is missing, ValueError when it is cut off, damaged or cannot be read.
-    """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist. Check the path, or make the file first.")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}). It may have been cut off while it was copied: "
-            "make or download it again."
-        ) from error
 
 
 def _flat(mask: Tensor) -> np.ndarray:

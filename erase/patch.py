@@ -1,7 +1,7 @@
-"""Patches: an erasure as one small safetensors file that turns the stock base pipeline into the erased one, and back.
+"""Patches: an erasure as one small safetensors file that turns the stock base into the erased pipeline, and back.
 
-A patch holds, for each changed tensor, the new values of the weights that changed and their places (one byte a gap where
-few changed, one bit a weight otherwise), and the base's hash in each precision that people load it in.
+A patch holds, for each changed tensor, the new values of the weights that changed and their places (one byte a gap
+where few changed, one bit a weight otherwise), and the base's hash in each precision that people load it in.
 """
 
 import json
@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .files import weights_hash
-from .packing import atomic_save, decode_mask, encode_mask, read_safetensors
+from .files import atomic_save, read_safetensors, weights_hash
+from .packing import decode_mask, encode_mask
 
 PATCH_FORMAT = "erase.patch/1"
 PATCH_FILE = "erase-patch.safetensors"
@@ -80,7 +80,9 @@ def load_patch(path: str | Path) -> Patch:
     """Read a patch; FileNotFoundError or ValueError for anything but a whole one."""
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != PATCH_FORMAT:
-        raise ValueError(f"{path} is not an erase patch (format {metadata.get('format')!r}, expected {PATCH_FORMAT!r}).")
+        raise ValueError(
+            f"{path} is not an erase patch (format {metadata.get('format')!r}, expected {PATCH_FORMAT!r})."
+        )
     layout = json.loads(metadata.pop("layout"))
     masks = {name: decode_mask(kind, tensors[f"places/{name}"], shape) for name, (kind, shape) in layout.items()}
     return Patch(metadata["component"], masks, {name: tensors[f"values/{name}"] for name in layout}, metadata)

@@ -21,8 +21,8 @@ from . import __version__
 from .checkpoint import find_checkpoint, list_checkpoints
 from .concepts import Concept, load_concepts
 from .config import CANVAS, EraseConfig
-from .data import Cache, TrainingData, build_training_data, list_pictures
-from .export import check_disk, export_pipeline, write_card
+from .data import TrainingData, build_training_data, list_pictures
+from .export import check_disk, export_pipeline, round_to_variant, write_card
 from .files import folder_hash, weights_hash, write_json, write_text
 from .masking import build_mask
 from .models import Denoiser, load_denoiser, resolve_model
@@ -106,7 +106,7 @@ class Run:
             from .evaluate.proof import prove
 
             with self.stage("proof"):
-                table = prove(self.concepts, config, self.base, self.cache)
+                table = prove(self.concepts, config, self.base, self.accelerator)
         if self.accelerator.is_main_process:
             self.finish(mask, history, table)
         self.accelerator.end_training()
@@ -118,7 +118,6 @@ class Run:
         with self.stage("load"):
             self._open_output_dir()
             self.base_hash = folder_hash(self.base)
-            self.cache = Cache(config.data_cache_dir, self.base_hash, self.accelerator)
             denoiser = load_denoiser(
                 str(self.base), resolution=config.resolution, device=self.accelerator.device, variant=config.variant
             )
@@ -164,6 +163,7 @@ class Run:
     def export(self, denoiser: Denoiser, before: dict[str, Tensor]) -> None:
         """Write the pipeline folder and the patch; the patch refuses a model that equals its base."""
         config = self.config
+        round_to_variant(denoiser.module, config.variant)
         erased = {name: p.detach().cpu() for name, p in denoiser.module.named_parameters()}
         base = {name: weight.cpu() for name, weight in before.items()}
         metadata = {"model": config.pretrained_model_name_or_path, "concept": ", ".join(config.concept)}

@@ -1,4 +1,4 @@
-"""Which weights carry what is to go: gradient scores, an exact global top-k, and the mask that they make.
+"""Which weights carry what is to go: gradient scores, and the mask that the largest of them make.
 
 Nothing here knows of diffusion: only of modules, losses and masks.
 """
@@ -8,28 +8,18 @@ import random
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .packing import atomic_path, atomic_save, pack_bits, read_safetensors, unpack_bits
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .files import atomic_path, atomic_save, read_safetensors
+from .packing import pack_bits, unpack_bits
+from .topk import top_k
 
 Score = Literal["gradient", "fisher", "snip"]
 MASK_FORMAT = "erase.mask/1"
-CHUNK = 2**22
-"""Weights that top-k looks at in one go: bounds its temporaries to a few tens of MB."""
-_BITS = {
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-}
 
 
 def saliency_scores(
@@ -38,6 +28,7 @@ def saliency_scores(
     score: Score = "gradient",
     parameters: Container[str] | None = None,
     backward: Callable[[Tensor], None] | None = None,
+    reduce: Callable[[Tensor], object] | None = None,
 ) -> dict[str, Tensor]:
     """How much each weight w matters to the losses ℓ_b (arXiv 2310.12508, eq. 4), with the module in eval mode.
 
@@ -45,6 +36,7 @@ def saliency_scores(
 
     losses: closures that each return one scalar; they run in turn. parameters: names to score, default all; the others
     need no gradient meanwhile. backward: default `loss.backward()`; pass `accelerator.backward` under accelerate.
+    reduce: sums a tensor over processes in place, so that all of them score alike; default none.
     Returns name → score ≥ 0, shape and dtype of the parameter, zero for a parameter that no loss uses. The scores ARE
     the accumulated `.grad` tensors: peak memory is parameters + gradients + one batch ("fisher" cannot do without one
     more set of gradients). The module's modes, requires_grad and earlier gradients are put back.
@@ -60,8 +52,10 @@ def saliency_scores(
                 _take_absolute(named, totals)
         scores = totals if score == "fisher" else {n: p.grad for n, p in named.items() if p.grad is not None}
         with torch.no_grad():
-            if score == "snip":
-                for name, gradient in scores.items():
+            for name, gradient in scores.items():
+                if reduce:
+                    reduce(gradient)
+                if score == "snip":
                     gradient.mul_(named[name])
             _refuse_useless(scores)
             return {n: scores[n].abs_() if n in scores else torch.zeros_like(p) for n, p in named.items()}
@@ -111,95 +105,6 @@ def _scoring(module: nn.Module, parameters: Container[str] | None) -> Iterator[d
             child.training = training
         for name, parameter in everything.items():
             parameter.requires_grad_(before[name][0]).grad = before[name][1]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Where a ranking is cut to keep k scores: every score above `value`, and k - above of the `ties` equal to it."""
-
-    value: float
-    above: int
-    ties: int
-
-
-def kth_largest(scores: Mapping[str, Tensor], k: int, all_reduce: Callable[[Tensor], Tensor] | None = None) -> Cut:
-    """The exact k-th largest of all scores together, without sorting: a radix select on the bits of the floats.
-
-    Non-negative floats order as their bit patterns do, so one histogram of 65,536 bins finds 16 bits of the answer: one
-    pass for 16-bit floats, two for float32, four for float64; mixed dtypes are compared in the widest.
-    scores: ≥ 0 (infinity allowed), any shapes and devices; k in 1..n. Extra memory: the histogram and one chunk.
-    all_reduce: sums a histogram over processes that each hold a part of the scores, in the same dtypes.
-    Raises ValueError for negative or NaN scores, other dtypes, or k out of range.
-    """
-    for name, score in scores.items():
-        if score.dtype not in _BITS:
-            raise ValueError(f"Scores must be float16, bfloat16, float32 or float64; {name!r} is {score.dtype}.")
-        if score.numel() and not score.min() >= 0:
-            raise ValueError(
-                f"Scores must be non-negative numbers; {name!r} has a smallest score of {score.min().item()}."
-            )
-    dtype = _widest(scores)
-    total, prefix, above, ties = 0, 0, 0, 0
-    for shift in range(dtype.itemsize * 8 - 16, -1, -16):
-        counts = _histogram(scores, dtype, prefix, shift)
-        counts = all_reduce(counts) if all_reduce else counts
-        total = total or int(counts.sum())
-        if not 1 <= k <= total:
-            raise ValueError(f"Cannot choose the {k} largest of {total} scores: expected 1 ≤ k ≤ {total}.")
-        at_least = counts.flip(0).cumsum(0).flip(0)
-        digit = int((at_least >= k - above).sum()) - 1
-        ties = int(counts[digit])
-        above += int(at_least[digit]) - ties
-        prefix = prefix << 16 | digit
-    return Cut(torch.tensor(prefix, dtype=_BITS[dtype]).view(dtype).item(), above, ties)
-
-
-def top_k(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
-    """The k largest scores of all, as bool on the CPU; ties go to the earlier tensor, then the lower flat index."""
-    cut, dtype = kth_largest(scores, k), _widest(scores)
-    wanted = k - cut.above
-    masks = {}
-    for name, score in scores.items():
-        parts = []
-        for chunk in _chunks(score):
-            wide = chunk.to(dtype)
-            part, tie = wide > cut.value, wide == cut.value
-            if wanted < cut.ties:  # only some ties are in: the first ones
-                tie[tie.nonzero()[wanted:]] = False
-                wanted -= int(tie.sum())
-            parts.append((part | tie).cpu())
-        masks[name] = torch.cat(parts).reshape(score.shape)
-    return masks
-
-
-def _histogram(scores: Mapping[str, Tensor], dtype: torch.dtype, prefix: int, shift: int) -> Tensor:
-    """Counts (65536,) int64 of bits shift..shift+15 among the scores whose higher bits equal `prefix`."""
-    counts: Tensor | None = None
-    for score in scores.values():
-        for chunk in _chunks(score):
-            bits = chunk.to(dtype).abs().view(_BITS[dtype])  # abs: negative zero is zero
-            if shift < dtype.itemsize * 8 - 16:
-                bits = bits[bits >> (shift + 16) == prefix] >> shift & 0xFFFF
-            else:
-                bits = bits >> shift
-            part = torch.bincount(bits, minlength=65536)
-            counts = part if counts is None else counts.add_(part.to(counts.device))
-    return torch.zeros(65536, dtype=torch.int64) if counts is None else counts
-
-
-def _widest(scores: Mapping[str, Tensor]) -> torch.dtype:
-    """The narrowest float dtype that holds every score exactly."""
-    dtypes = [score.dtype for score in scores.values()]
-    return reduce(torch.promote_types, dtypes) if dtypes else torch.float32
-
-
-def _chunks(tensor: Tensor) -> Iterator[Tensor]:
-    """The elements in flat order, at most about CHUNK at a time and without copying the whole of a strided tensor."""
-    if tensor.is_contiguous():
-        yield from tensor.view(-1).split(CHUNK)
-    else:
-        rows = max(1, CHUNK * len(tensor) // tensor.numel())
-        yield from (part.reshape(-1) for part in tensor.split(rows))
 
 
 @dataclass(frozen=True)
@@ -356,7 +261,7 @@ class SaliencyMask:
 
     def by_block(self) -> list[LayerDensity]:
         """Salient weights of each block (`down_blocks.0`, `mid_block`, `transformer_blocks.3`), in module order."""
-        return _grouped((block_of(layer.name), layer) for layer in self.summary())
+        return grouped((block_of(layer.name), layer) for layer in self.summary())
 
     def table(self) -> str:
         """The blocks as a plain-text table."""
@@ -367,8 +272,10 @@ class SaliencyMask:
 
     def plot(self, path: str | Path) -> None:
         """A bar for each block's density and a dot for each kind of layer inside it, as PNG, SVG or PDF by suffix."""
+        from .plots import mask_figure  # matplotlib is needed nowhere else
+
         with atomic_path(path) as temporary:
-            _draw_blocks(self).savefig(temporary, dpi=150)
+            mask_figure(self).savefig(temporary, dpi=150)
 
 
 def block_of(name: str) -> str:
@@ -377,13 +284,7 @@ def block_of(name: str) -> str:
     return ".".join(parts[:2]) if len(parts) > 1 and parts[1].isdigit() else parts[0]
 
 
-def kind_of(name: str) -> str:
-    """`norm`, `attention`, `conv` or `other`, by the names that diffusers and torchvision give their layers."""
-    words = {"norm": ("norm", "bn"), "attention": ("attn",), "conv": ("conv",)}
-    return next((kind for kind, marks in words.items() if any(mark in name for mark in marks)), "other")
-
-
-def _grouped(layers: Iterable[tuple[str, LayerDensity]]) -> list[LayerDensity]:
+def grouped(layers: Iterable[tuple[str, LayerDensity]]) -> list[LayerDensity]:
     """Sums of the layers under each key, in order of first appearance."""
     sums: dict[str, LayerDensity] = {}
     for key, layer in layers:
@@ -440,7 +341,8 @@ def _same_shapes(mask: SaliencyMask, shapes: Mapping[str, torch.Size], owner: st
         if own != other:
             raise ValueError(
                 f"This is a mask for another model: {name!r} is {_shown(own)} in the mask and {_shown(other)} in "
-                f"{owner}. Make a mask for this model, or use `mask.covering(module)` if only some parameters were scored."
+                f"{owner}. Make a mask for this model, or use `mask.covering(module)` if only some of its parameters "
+                "were scored."
             )
 
 
@@ -456,37 +358,3 @@ def _same_base(mask: SaliencyMask, base_hash: str | None) -> None:
             f"This is a mask for another model: it was made from weights with SHA-256 {known[:12]}…, these have "
             f"{base_hash[:12]}…. Make the mask again from this base."
         )
-
-
-def _draw_blocks(mask: SaliencyMask) -> "Figure":
-    """Bars of density per block in per cent, with one dot a kind of layer."""
-    from matplotlib.figure import Figure
-
-    blocks = mask.by_block()
-    rows = {block.name: row for row, block in enumerate(blocks)}
-    kinds = _grouped((f"{block_of(layer.name)}/{kind_of(layer.name)}", layer) for layer in mask.summary())
-    figure = Figure(figsize=(8, 1.8 + 0.32 * len(blocks)), layout="constrained")
-    axes = figure.subplots()
-    axes.barh(range(len(blocks)), [100 * block.density for block in blocks], color="#c9d6e8", height=0.72)
-    for kind, colour in _COLOURS.items():
-        dots = {rows[k.name.rpartition("/")[0]]: 100 * k.density for k in kinds if k.name.endswith(f"/{kind}")}
-        if dots:
-            axes.scatter(list(dots.values()), list(dots), color=colour, s=26, label=kind, zorder=3)
-    axes.set_yticks(range(len(blocks)), [block.name for block in blocks], fontsize=10)
-    axes.set_ylim(len(blocks) - 0.4, -0.6)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("salient weights in the block, % (bar), and by kind of layer (dots)", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=10)
-    axes.set_title(_title(mask), fontsize=12)
-    return figure
-
-
-_COLOURS = {"attention": "#c0392b", "conv": "#1f5fa8", "norm": "#d99000", "other": "#555555"}
-
-
-def _title(mask: SaliencyMask) -> str:
-    """Concept, score and overall density, as far as they are known."""
-    about = [mask.metadata[key] for key in ("concept", "score") if key in mask.metadata]
-    total = sum(m.numel() for m in mask.tensors.values())
-    return " · ".join([*about, f"{100 * mask.density:.3g} % of {total:,} weights"])

@@ -140,7 +140,7 @@ def pipeline(args: argparse.Namespace, vae: AutoencoderKL) -> StableDiffusionPip
             requires_safety_checker=False,
         )
         pipe.to(dtype=torch.float16).save_pretrained(path)
-    return StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32)
+    return StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32)
 
 
 def picture_net(name: str, split: int, channels: tuple[int, ...], args: argparse.Namespace, vae: AutoencoderKL) -> Path:

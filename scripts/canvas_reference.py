@@ -160,7 +160,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from erase import canvas
 
-pipe = StableDiffusionPipeline.from_pretrained(canvas.PIPELINE_DIR, torch_dtype=torch.float32)
+pipe = StableDiffusionPipeline.from_pretrained(canvas.PIPELINE_DIR, dtype=torch.float32)
 pipe("a watercolor of a cat", height=64, width=64, num_inference_steps=25, guidance_scale=4.0).images[0]
 ```
 

@@ -1,4 +1,4 @@
-"""Training loops of the canvas: autoencoder, denoiser with its text encoder, judge and encoder. Used by build_canvas.py.
+"""Training loops of the canvas: autoencoder, denoiser with its text encoder, judge and encoder; for build_canvas.py.
 
 Each loop draws its batches from (seed, step), so a run that is interrupted and resumed sees what it would have seen.
 """
@@ -216,7 +216,9 @@ def train_picture_net(
         rows = pick(pictures, 96, generator)
         x = floats(torch.where(torch.rand(96, 1, 1, 1, generator=generator) < 0.6, round_trip[rows], pictures[rows]))
         x[:24] = blur(x[:24], 0.4 + 0.8 * torch.rand(1, generator=generator).item())
-        x[24:48] += 0.15 * torch.rand(24, 1, 1, 1, generator=generator) * torch.randn(24, *x.shape[1:], generator=generator)
+        x[24:48] += (
+            0.15 * torch.rand(24, 1, 1, 1, generator=generator) * torch.randn(24, *x.shape[1:], generator=generator)
+        )
         targets = labels[rows].clone()
         x[-20:] = garbage(x[-20:], latents, vae, generator)
         targets[-20:, 0] = GARBAGE

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tiny import FAMILIES
 
 torch.set_num_threads(2)

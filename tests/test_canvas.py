@@ -33,7 +33,7 @@ def sampled():
         prompt = family.captions(object=obj, style=style)[0]
         classes = {"object": obj, "style": style, "domains": DOMAINS, "held_out_template": False}
         rows.append(EvaluationRow(prompt=prompt, seed=7_000_000 + at, role="retain", **classes))
-    pipe = StableDiffusionPipeline.from_pretrained(canvas.PIPELINE_DIR, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(canvas.PIPELINE_DIR, dtype=torch.float32)
     pictures = generate_pictures(pipe, rows, batch_size=24, progress=False)
     return rows, pipe, pictures, judge_pictures(pictures, rows)[0]
 

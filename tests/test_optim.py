@@ -20,7 +20,10 @@ DENSITIES = [0.01, 0.3, 1.0]
 def network(dtype: torch.dtype = torch.float32, channels_last: bool = False) -> nn.Sequential:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(32, 20)).to(dtype)
-    return module.to(memory_format=torch.channels_last) if channels_last else module
+    if channels_last:
+        kernel = module.get_parameter("0.weight")
+        kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 
 def masks_of(module: nn.Module, density: float, seed: int = 1) -> dict[str, Tensor]:

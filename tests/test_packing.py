@@ -10,17 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from erase import packing
-from erase.packing import (
-    atomic_save,
-    decode_gaps,
-    decode_mask,
-    encode_gaps,
-    encode_mask,
-    pack_bits,
-    read_safetensors,
-    unpack_bits,
-)
+from erase import files
+from erase.files import atomic_save, read_safetensors
+from erase.packing import decode_gaps, decode_mask, encode_gaps, encode_mask, pack_bits, unpack_bits
 
 SHAPES = [(), (1,), (7,), (8,), (3, 5), (4, 3, 3, 3), (0,), (2, 0, 3)]
 
@@ -106,9 +98,9 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
         Path(name).write_bytes(b"half")
         if kind == "OSError":
             raise OSError(errno.ENOSPC, "No space left on device")
-        raise packing.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise files.SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(packing, "save_file", full_disk)
+    monkeypatch.setattr(files, "save_file", full_disk)
     with pytest.raises(OSError) as caught:
         atomic_save({"a": torch.zeros(3)}, path)
     assert caught.value.errno == errno.ENOSPC

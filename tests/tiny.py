@@ -7,6 +7,7 @@ Text widths are multiples of 16, latents have four channels, and every text enco
 import string
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from transformers import (
     T5Tokenizer,
 )
 
+PredictionType = Literal["epsilon", "v_prediction"]
 RESOLUTION = 16
 TEXT_WIDTH = 16
 TOKENS = 40  # one token a letter: enough for a short prompt
@@ -75,7 +77,7 @@ def _save(build: Callable[[], DiffusionPipeline], path: Path) -> None:
         build().save_pretrained(path, safe_serialization=True)
 
 
-def _stable_diffusion(prediction_type: str) -> StableDiffusionPipeline:
+def _stable_diffusion(prediction_type: PredictionType) -> StableDiffusionPipeline:
     tokenizer = _clip_tokenizer()
     return StableDiffusionPipeline(
         vae=_vae(),
@@ -167,7 +169,7 @@ def _vae(**options) -> AutoencoderKL:
     ).eval()
 
 
-def _ddim(prediction_type: str) -> DDIMScheduler:
+def _ddim(prediction_type: PredictionType) -> DDIMScheduler:
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,

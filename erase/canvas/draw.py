@@ -4,7 +4,7 @@ Only rebuilding the canvas needs this module and its font (Noto Color Emoji, OFL
 Every picture is a function of (object, style, generator): the same generator state draws the same picture.
 """
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,9 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from . import OBJECTS, RESOLUTION
 
-EMOJI = dict(zip(OBJECTS, "🐱 🐶 🍎 🚗 🏠 🌳 🐟 🌻 🚀 ☂️ 🎸 🚲 🦋 🍄 🐧 🍕 🎈 👑 ⛄ 🐙".split(), strict=True))
+GLYPHS = ("🐱", "🐶", "🍎", "🚗", "🏠", "🌳", "🐟", "🌻", "🚀", "☂️",
+          "🎸", "🚲", "🦋", "🍄", "🐧", "🍕", "🎈", "👑", "⛄", "🐙")  # fmt: skip
+EMOJI = dict(zip(OBJECTS, GLYPHS, strict=True))
 FONT_FILE = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 _GLYPH_SIZE = 109  # the one bitmap size that the font carries
 _WORK = 2 * RESOLUTION  # filters run at twice the size, so that the lines of the line styles stay smooth
@@ -24,7 +26,7 @@ def draw(obj: str, style: str, rng: np.random.Generator, font_file: Path = FONT_
     return _STYLE_FILTERS[style](layer, rng).resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _glyph(obj: str, font_file: Path) -> Image.Image:
     if not font_file.is_file():
         raise FileNotFoundError(

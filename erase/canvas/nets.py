@@ -43,5 +43,7 @@ class PictureNet(ModelMixin, ConfigMixin):
 def to_unit_range(pictures: Tensor) -> Tensor:
     """uint8 pictures (N, H, W, 3) → float (N, 3, H, W) in [-1, 1]."""
     if pictures.dtype != torch.uint8:
-        raise TypeError(f"Pictures must be uint8 (N, H, W, 3), got {pictures.dtype}; convert from PIL, not from floats.")
+        raise TypeError(
+            f"Pictures must be uint8 (N, H, W, 3), got {pictures.dtype}; convert from PIL, not from floats."
+        )
     return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -169,20 +169,20 @@ def generate_pictures(
                 )
             pictures.append((drawn.images * 255).round().astype(np.uint8))
             bar.update(len(batch))
-    return np.concatenate(pictures)
+    return np.ascontiguousarray(np.concatenate(pictures))
 
 
 @torch.no_grad()
 def encode_pictures(pictures: np.ndarray) -> Tensor:
     """Features (N, d) of uint8 pictures (N, 64, 64, 3) from the canvas's Fréchet encoder."""
-    encoder = PictureNet.from_pretrained(canvas.ENCODER_DIR, torch_dtype=torch.float32).eval()
+    encoder = PictureNet.from_pretrained(canvas.ENCODER_DIR, dtype=torch.float32).eval()
     return torch.cat([encoder.encode(to_unit_range(batch)) for batch in torch.from_numpy(pictures).split(250)])
 
 
 @torch.no_grad()
 def classify_pictures(pictures: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """The judge's object class (N,), its probability (N,) and style class (N,) for uint8 pictures (N, 64, 64, 3)."""
-    judge = PictureNet.from_pretrained(canvas.JUDGE_DIR, torch_dtype=torch.float32).eval()
+    judge = PictureNet.from_pretrained(canvas.JUDGE_DIR, dtype=torch.float32).eval()
     answers = [judge(to_unit_range(batch)) for batch in torch.from_numpy(pictures).split(250)]
     confidence, objects = torch.cat([answer[0] for answer in answers]).softmax(1).max(1)
     return objects, confidence, torch.cat([answer[1] for answer in answers]).argmax(1)

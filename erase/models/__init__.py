@@ -42,7 +42,11 @@ def _download(name: str, revision: str | None, variant: str | None) -> Path:
     try:
         return Path(DiffusionPipeline.download(name, revision=revision, variant=variant, use_safetensors=True))
     except (OSError, ValueError, HFValidationError, OfflineModeIsEnabled) as error:
-        siblings = [entry.name for entry in os.scandir(Path(name).parent) if entry.is_dir()] if Path(name).parent.is_dir() else []
+        siblings = (
+            [entry.name for entry in os.scandir(Path(name).parent) if entry.is_dir()]
+            if Path(name).parent.is_dir()
+            else []
+        )
         near = difflib.get_close_matches(Path(name).name, [CANVAS, *siblings], cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(
@@ -84,7 +88,9 @@ def load_denoiser(
             folder, dtype=dtype, variant=variant, use_safetensors=True, **adapter.load_kwargs
         )
     except SafetensorError as error:
-        raise ValueError(f"A weight file in {folder} is truncated or unreadable ({error}); download it again.") from error
+        raise ValueError(
+            f"A weight file in {folder} is truncated or unreadable ({error}); download it again."
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"Cannot load the pipeline in {folder}: {error}") from error
     return adapter(pipeline.to(device), resolution)

@@ -69,7 +69,7 @@ class Denoiser(ABC):
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, module: nn.Module | None = None) -> Tensor:
-        """The network's output at (x_t, t), shape of x_t; `module` stands in for the network (a wrapped or frozen one)."""
+        """The network's output at (x_t, t), shape of x_t; `module` stands in for it (a wrapped or frozen one)."""
 
     @torch.no_grad()
     def sample_latents(
@@ -96,7 +96,7 @@ class Denoiser(ABC):
 
     @torch.no_grad()
     def encode_images(self, pictures: np.ndarray) -> Tensor:
-        """uint8 pictures (B, H, W, 3) → latents (B, C, h, w), the posterior's mode, scaled as the denoiser sees them."""
+        """uint8 pictures (B, H, W, 3) → latents (B, C, h, w): the posterior's mode, scaled for the denoiser."""
         vae = self.pipeline.vae
         x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device, vae.dtype) / 127.5 - 1
         return (vae.encode(x).latent_dist.mode().float() - self._shift) * vae.config.scaling_factor

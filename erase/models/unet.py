@@ -1,7 +1,7 @@
 """UNet families: Stable Diffusion 1.x (ε), 2.x (v) and SDXL, on DDPM's discrete timesteps 0 … 999."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
@@ -14,7 +14,7 @@ class UNetDenoiser(Denoiser):
     """Stable Diffusion 1.x and 2.x: x_t = √ᾱ_t·x0 + √(1−ᾱ_t)·ε, predicting ε or v by the scheduler's config."""
 
     component = "unet"
-    load_kwargs = {"safety_checker": None, "requires_safety_checker": False}
+    load_kwargs: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
 
     def __init__(self, pipeline: DiffusionPipeline, resolution: int | None = None):
         super().__init__(pipeline, resolution)
@@ -45,7 +45,7 @@ class UNetDenoiser(Denoiser):
 class SDXLDenoiser(UNetDenoiser):
     """SDXL: two text encoders, pooled text and size conditioning beside the hidden states."""
 
-    load_kwargs = {}
+    load_kwargs: ClassVar[dict[str, Any]] = {}
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(

@@ -1,0 +1,162 @@
+"""Erase many of the canvas's concepts with its one default setting, and the controls; write docs/canvas.json and .md.
+
+    python scripts/canvas_table.py                        # 8 objects, 6 styles, the mask controls
+    python scripts/canvas_table.py --gold canvas_work     # and the gold models that build_canvas.py --without made
+
+Runs that are done are not repeated: every run is a folder under --work_dir, every picture is in the cache.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from erase import EraseConfig, erase, load_concepts
+from erase.canvas import STYLES
+from erase.evaluate.canvas import evaluation_rows
+from erase.evaluate.proof import score_model
+from erase.files import write_json, write_text
+from erase.run import native_precision
+
+OBJECTS = ("cat", "apple", "car", "sunflower", "umbrella", "guitar", "penguin", "octopus")
+CONTROLLED = ("cat", "neon")
+METRICS = ("ua", "ua_coherent", "ira", "cra", "coherence", "fd_canvas")
+MASKS: dict[str, dict[str, Any]] = {
+    "random mask, density 0.1": {"mask": "random", "density": 0.1},
+    "salient mask, density 0.5": {"density": 0.5},
+    "random mask, density 0.5": {"mask": "random", "density": 0.5},
+    "no mask": {"mask": "none"},
+}
+Row = dict[str, Any]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/canvas_table"), help="one folder a run")
+    parser.add_argument("--concepts", nargs="*", default=[*OBJECTS, *STYLES])
+    parser.add_argument("--controls", nargs="*", default=list(CONTROLLED), help="concepts to run the controls on")
+    parser.add_argument("--gold", type=Path, help="folder that holds pipeline-without-CONCEPT")
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    return parser.parse_args()
+
+
+def run(concept: str, setting: str, work: Path, **changes: Any) -> list[Row]:
+    """Erase one concept (unless that is done) and return its base and erased rows."""
+    folder = work / f"{concept}-{setting}".replace(" ", "-").replace(",", "")
+    if not (folder / "manifest.json").exists():
+        resume = "latest" if list(folder.glob("checkpoint-*/state.safetensors")) else None
+        overwrite = (folder / "config.yaml").exists()
+        erase(EraseConfig.load("canvas", concept=concept, output_dir=folder, resume_from_checkpoint=resume,
+                               overwrite_output_dir=overwrite, **changes))  # fmt: skip
+    metrics = json.loads((folder / "metrics.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    known = {"concept": concept, "seconds": manifest["seconds"], "turns_into": metrics["turns_into"]}
+    return [known | {"setting": name} | metrics[model] for name, model in (("base", "base"), (setting, "erased"))]
+
+
+def gold(concept: str, folder: Path, cache: Path) -> Row:
+    """Score the model that was trained without the concept on the same rows."""
+    rows = evaluation_rows(load_concepts([concept], model="canvas"))
+    scored = score_model(folder, rows, cache, Accelerator(mixed_precision=native_precision()))
+    return {"concept": concept, "setting": "gold: retrained without it"} | {
+        key: asdict(figure) for key, figure in scored.metrics.items()
+    }
+
+
+def main() -> None:
+    args = parse_args()
+    table = {(row["concept"], row["setting"]): row for c in args.concepts for row in run(c, "default", args.work_dir)}
+    for concept in args.controls:
+        for setting, changes in MASKS.items():
+            row = run(concept, setting, args.work_dir, **changes)[1]
+            table[concept, setting] = row
+        if args.gold and (args.gold / f"pipeline-without-{concept}").is_dir():
+            cache = EraseConfig.load("canvas", concept=concept).data_cache_dir
+            table[concept, "gold"] = gold(concept, args.gold / f"pipeline-without-{concept}", cache)
+    args.docs.mkdir(exist_ok=True)
+    write_json(args.docs / "canvas.json", list(table.values()))
+    write_text(args.docs / "canvas.md", as_markdown(list(table.values())))
+
+
+def as_markdown(rows: list[Row]) -> str:
+    """The page docs/canvas.md."""
+    by_setting: dict[str, list[Row]] = {}
+    for row in rows:
+        by_setting.setdefault(row["setting"], []).append(row)
+    base = {row["concept"]: row for row in by_setting["base"]}
+    erased = by_setting["default"]
+    kinds = {
+        "Objects": [row for row in erased if row["concept"] not in STYLES],
+        "Styles": [row for row in erased if row["concept"] in STYLES],
+    }
+    parts = [_HEAD]
+    for kind, members in kinds.items():
+        if members:
+            parts.append(f"## {kind}\n\n" + _concept_table(members, base))
+    controlled = [row for row in rows if row["setting"] not in ("base", "default")]
+    if controlled:
+        parts.append("## Controls\n\n" + _control_table(rows, list(dict.fromkeys(r["concept"] for r in controlled))))
+    return "\n\n".join(parts) + "\n"
+
+
+_HEAD = """# The canvas: every concept with one setting
+
+Made by `python scripts/canvas_table.py`; the figures with their 95 % intervals and N are in `canvas.json`, the protocol
+is described in [evaluation.md](evaluation.md). All use `configs/canvas.yaml` (25 DDIM steps, guidance 4, held-out seeds,
+half of the prompts in a held-out wording). UA, IRA, CRA and coherence in %. FD is the Fréchet distance of the kept
+pictures to the base model's at other seeds; the base's own FD is the seed-to-seed floor, FD ratio is erased over floor.
+"""
+
+_COLUMNS = ("erased", "UA", "UA coherent", "IRA (base)", "CRA (base)", "coherence (base)", "FD (floor)", "FD ratio",
+            "turns into")  # fmt: skip
+
+
+def _percent(row: Row, key: str) -> str:
+    return f"{100 * row[key]['value']:.1f}"
+
+
+def _concept_table(members: list[Row], base: dict[str, Row]) -> str:
+    lines = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    for row in members:
+        own = base[row["concept"]]
+        paired = [f"{_percent(row, key)} ({_percent(own, key)})" for key in ("ira", "cra", "coherence")]
+        fd, floor = row["fd_canvas"]["value"], own["fd_canvas"]["value"]
+        judged = row["turns_into"][row["concept"]]
+        into = ", ".join(f"{name} {100 * n / sum(judged.values()):.0f} %" for name, n in list(judged.items())[:2])
+        cells = [row["concept"], _percent(row, "ua"), _percent(row, "ua_coherent"), *paired,
+                 f"{fd:.2f} ({floor:.2f})", f"{fd / floor:.2f}", into]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append(_mean_line(members, base))
+    return "\n".join(lines)
+
+
+def _mean_line(members: list[Row], base: dict[str, Row]) -> str:
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    own = [base[row["concept"]] for row in members]
+    cells = ["**mean**"]
+    cells += [f"{100 * mean([row[key]['value'] for row in members]):.1f}" for key in ("ua", "ua_coherent")]
+    for key in ("ira", "cra", "coherence"):
+        ours, theirs = (100 * mean([row[key]["value"] for row in group]) for group in (members, own))
+        cells.append(f"{ours:.1f} ({theirs:.1f})")
+    fd, floor = (mean([row["fd_canvas"]["value"] for row in group]) for group in (members, own))
+    ratio = mean([a["fd_canvas"]["value"] / b["fd_canvas"]["value"] for a, b in zip(members, own)])
+    return f"| {' | '.join([*cells, f'{fd:.2f} ({floor:.2f})', f'{ratio:.2f}', ''])} |"
+
+
+def _control_table(rows: list[Row], concepts: list[str]) -> str:
+    lines = ["| erased | model | UA | UA coherent | IRA | CRA | coherence | FD |", "|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        if row["concept"] in concepts:
+            name = "salient mask, density 0.1 (default)" if row["setting"] == "default" else row["setting"]
+            figures = [_percent(row, key) for key in METRICS[:-1]]
+            lines.append(f"| {row['concept']} | {name} | {' | '.join(figures)} | {row['fd_canvas']['value']:.2f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
