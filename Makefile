@@ -31,11 +31,12 @@ test: check  ## check, then the tests
 	$(BIN)/python -m pytest
 
 demo: setup  ## Erase "cat" from the bundled emoji model and show that it is gone (minutes, no GPU, no download)
-	$(LAUNCH) erase.py --pretrained_model_name_or_path canvas --concept cat --output_dir $(DEMO)
+	$(LAUNCH) erase.py --pretrained_model_name_or_path canvas --concept cat \
+		--output_dir $(DEMO) --overwrite_output_dir
 	@echo
-	@echo "Before and after, with the table of scores: $(DEMO)/report.html"
-	@echo "The same figures for programs:              $(DEMO)/report.json"
-	@echo "The erased pipeline, for diffusers:         $(DEMO)"
+	@echo "Before and after at the same seeds: $(DEMO)/grid.png"
+	@echo "The table above, for programs:      $(DEMO)/metrics.json"
+	@echo "The erased pipeline, for diffusers: $(DEMO)"
 
 canvas: setup  ## Rebuild the bundled emoji model from its font (about 80 minutes)
 	$(BIN)/python scripts/build_canvas.py

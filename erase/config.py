@@ -70,7 +70,7 @@ class EraseConfig:
     mask_guidance_scale: float = 7.5
     """s in the forgetting loss's (1+s) f(c) - s f(empty); 7.5 is a guidance_scale of 8.5 in diffusers' convention."""
     target: Literal["current", "frozen"] = "current"
-    """Whose prediction for the anchor is the forget target: that of the weights in training (the paper's) or the base's."""
+    """Whose prediction for the anchor is the forget target: the weights in training (the paper's) or the base."""
     retain_target: Literal["data", "frozen"] = "data"
     """What retained pictures are trained towards: their own noise (as the paper) or the base model's prediction."""
     alpha: float = 0.1

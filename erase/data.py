@@ -1,8 +1,8 @@
 """Training data made once by the base model: latents straight from its sampler and encoded prompts, cached by content.
 
-A store is a folder named by the hash of its manifest (model and settings); its rows are named by what they are made from
-(prompt and seed). Rows are written in whole batches, so an interrupted job goes on where it stopped, several processes
-share the work, and runs on the same base share the pictures.
+A store is a folder named by the hash of its manifest (model and settings); its rows are named by what they are made
+from (prompt and seed). Rows are written in whole batches, so an interrupted job goes on where it stopped, several
+processes share the work, and runs on the same base share the pictures.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """One run from configuration to proof; every stage is a function of its own that can be called alone."""
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -233,6 +234,10 @@ def make_accelerator(config: EraseConfig) -> Accelerator:
     """The accelerator that `config` asks for, with its trackers."""
     precision = native_precision() if config.mixed_precision == "auto" else config.mixed_precision
     project = ProjectConfiguration(str(config.output_dir), str(config.output_dir / config.logging_dir))
+    if not torch.cuda.is_available():
+        # accelerate's launcher gives each CPU process one thread unless told otherwise.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("WORLD_SIZE", "1"))))
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -251,7 +256,7 @@ def native_precision() -> str:
     """bf16 where the hardware multiplies it natively, else no."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    features = torch.cpu.get_capabilities()
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if features.get("avx512_bf16") or features.get("amx_bf16") else "no"
 
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import multiprocessing
 import shutil
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures_per_class", type=int, default=120, help="for autoencoder and denoiser")
     parser.add_argument("--autoencoder_steps", type=int, default=1400)
+    parser.add_argument("--decoder_steps", type=int, default=1000)
     parser.add_argument("--denoiser_steps", type=int, default=3200)
     parser.add_argument("--judge_steps", type=int, default=700)
     return parser.parse_args()
@@ -69,6 +71,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path.with_suffix(".partial").replace(path)
 
 
+@cache
 def captions_of(obj: str, style: str) -> list[str]:
     """Every template of the family, held-out ones last, and the bare object."""
     family = load_family("canvas")
@@ -98,14 +101,22 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def autoencoder(args: argparse.Namespace) -> AutoencoderKL:
-    path = args.work_dir / "vae"
+    """Encoder and decoder together, then the decoder alone, for sharper lines."""
+    together, path = args.work_dir / "vae-together", args.work_dir / "vae"
+    pool = pictures(0, args.pictures_per_class, args)[0]
+    if not together.exists():
+        vae = training.train_autoencoder(pool, args.autoencoder_steps, args.work_dir, args.seed)
+        save_whole(vae, together)
     if not path.exists():
-        vae = training.train_autoencoder(
-            pictures(0, args.pictures_per_class, args)[0], args.autoencoder_steps, args.work_dir, args.seed
-        )
-        vae.save_pretrained(args.work_dir / "vae.partial")
-        (args.work_dir / "vae.partial").rename(path)
+        vae = AutoencoderKL.from_pretrained(together)
+        save_whole(training.refine_decoder(vae, pool, args.decoder_steps, args.work_dir, args.seed), path)
     return AutoencoderKL.from_pretrained(path)
+
+
+def save_whole(model: AutoencoderKL, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    model.save_pretrained(partial)
+    partial.rename(path)
 
 
 def pipeline_dir(args: argparse.Namespace) -> Path:

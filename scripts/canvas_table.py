@@ -105,9 +105,9 @@ def as_markdown(rows: list[Row]) -> str:
 _HEAD = """# The canvas: every concept with one setting
 
 Made by `python scripts/canvas_table.py`; the figures with their 95 % intervals and N are in `canvas.json`, the protocol
-is described in [evaluation.md](evaluation.md). All use `configs/canvas.yaml` (25 DDIM steps, guidance 4, held-out seeds,
-half of the prompts in a held-out wording). UA, IRA, CRA and coherence in %. FD is the Fréchet distance of the kept
-pictures to the base model's at other seeds; the base's own FD is the seed-to-seed floor, FD ratio is erased over floor.
+is described in [evaluation.md](evaluation.md). All use `configs/canvas.yaml` (25 DDIM steps, guidance 4, held-out
+seeds, half of the prompts in a held-out wording). UA, IRA, CRA and coherence in %. FD is the Fréchet distance of the
+kept pictures to the base model's at other seeds; the base's own is the seed-to-seed floor, FD ratio is over that floor.
 """
 
 _COLUMNS = ("erased", "UA", "UA coherent", "IRA (base)", "CRA (base)", "coherence (base)", "FD (floor)", "FD ratio",
