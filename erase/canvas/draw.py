@@ -14,7 +14,7 @@ from . import OBJECTS, RESOLUTION
 
 GLYPHS = ("🐱", "🐶", "🍎", "🚗", "🏠", "🌳", "🐟", "🌻", "🚀", "☂️",
           "🎸", "🚲", "🦋", "🍄", "🐧", "🍕", "🎈", "👑", "⛄", "🐙")  # fmt: skip
-EMOJI = dict(zip(OBJECTS, GLYPHS, strict=True))
+EMOJI: dict[str, str] = dict(zip(OBJECTS, GLYPHS, strict=True))
 FONT_FILE = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 _GLYPH_SIZE = 109  # the one bitmap size that the font carries
 _WORK = 2 * RESOLUTION  # filters run at twice the size, so that the lines of the line styles stay smooth
@@ -37,7 +37,7 @@ def _glyph(obj: str, font_file: Path) -> Image.Image:
     picture = Image.new("RGBA", (160, 160))
     ImageDraw.Draw(picture).text((8, 8), EMOJI[obj], font=font, embedded_color=True)
     picture = picture.crop(picture.getbbox())
-    return ImageOps.pad(picture, (max(picture.size),) * 2)
+    return ImageOps.pad(picture, (max(picture.size), max(picture.size)))
 
 
 def _place(glyph: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -47,7 +47,8 @@ def _place(glyph: Image.Image, rng: np.random.Generator) -> Image.Image:
     glyph = glyph.rotate(rng.uniform(-12, 12), Image.Resampling.BICUBIC, expand=False)
     glyph = glyph.resize((size, size), Image.Resampling.LANCZOS)
     layer = Image.new("RGBA", (_WORK, _WORK))
-    layer.paste(glyph, tuple(int(v) for v in rng.integers(0, _WORK - size + 1, 2)))
+    left, top = rng.integers(0, _WORK - size + 1, 2)
+    layer.paste(glyph, (int(left), int(top)))
     return layer
 
 
@@ -69,7 +70,7 @@ def _edges(layer: Image.Image, width: int = 3) -> Image.Image:
     grey = _on_colour(layer, (255, 255, 255)).convert("L").filter(ImageFilter.GaussianBlur(1.2))
     inside = ImageChops.subtract(
         grey.filter(ImageFilter.MaxFilter(width)), grey.filter(ImageFilter.MinFilter(width))
-    ).point(lambda v: min(255, v * 3))
+    ).point([min(255, 3 * value) for value in range(256)])
     alpha = layer.getchannel("A")
     outline = ImageChops.subtract(alpha.filter(ImageFilter.MaxFilter(5)), alpha.filter(ImageFilter.MinFilter(3)))
     return ImageChops.lighter(inside, outline)

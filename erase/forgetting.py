@@ -1,4 +1,4 @@
-"""The mask of a run: SalUn's forgetting loss on the concept's pictures, and the masks to compare it with."""
+"""Which weights carry a concept: SalUn's forgetting loss on its pictures, and the masks to compare it with."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,7 +69,7 @@ def build_mask(
     return SaliencyMask.from_scores(scores, density=config.density, metadata=metadata)
 
 
-def summed_over(accelerator: Accelerator) -> Callable[[Tensor], None] | None:
+def summed_over(accelerator: Accelerator) -> Callable[[Tensor], object] | None:
     """In-place sum of a gradient over all processes; nothing to do for one."""
     if accelerator.num_processes == 1:
         return None
