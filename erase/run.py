@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor
 
@@ -238,6 +239,8 @@ def make_accelerator(config: EraseConfig) -> Accelerator:
         # accelerate's launcher gives each CPU process one thread unless told otherwise.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("WORLD_SIZE", "1"))))
+    # One process may make several runs (a notebook, a benchmark), each with its own precision.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,

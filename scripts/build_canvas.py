@@ -45,7 +45,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--pictures_per_class", type=int, default=120, help="for autoencoder and denoiser")
     parser.add_argument("--autoencoder_steps", type=int, default=1400)
     parser.add_argument("--decoder_steps", type=int, default=1000)
-    parser.add_argument("--denoiser_steps", type=int, default=3200)
+    parser.add_argument("--denoiser_steps", type=int, default=3200, help="first cycle, to a learning rate of 1.2e-3")
+    parser.add_argument("--denoiser_polish_steps", type=int, default=1200, help="second cycle, to 6e-4")
     parser.add_argument("--judge_steps", type=int, default=700)
     return parser.parse_args()
 
@@ -139,10 +140,9 @@ def pipeline(args: argparse.Namespace, vae: AutoencoderKL) -> StableDiffusionPip
         scratch = args.work_dir / f"{path.name}-training"
         scratch.mkdir(exist_ok=True)
         tokenizer = build_tokenizer()
+        cycles = [(args.denoiser_steps, 1.2e-3), (args.denoiser_polish_steps, 6e-4)]
         captions = [captions_of(*names[row]) for row in keep]
-        both = training.train_denoiser(
-            latents, captions, tokenizer, DDPMScheduler(**betas), args.denoiser_steps, scratch, args.seed
-        )
+        both = training.train_denoiser(latents, captions, tokenizer, DDPMScheduler(**betas), cycles, scratch, args.seed)
         pipe = StableDiffusionPipeline(
             vae=vae,
             text_encoder=both["text_encoder"],

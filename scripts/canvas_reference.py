@@ -49,7 +49,7 @@ def build_reference(
     samples = draw_samples(pipe, rows, work)
     tensors = reference_tensors(pipe, bank_pictures, held_out_pictures)
     labels = torch.tensor([(OBJECTS.index(row.object), STYLES.index(row.style)) for row in rows], dtype=torch.uint8)
-    tensors |= {"base_features": encode_pictures(samples).half(), "base_labels": labels}
+    tensors |= {"base_features": encode_pictures(samples)[0].half(), "base_labels": labels}
     save_file(tensors, canvas.REFERENCE_FILE.with_suffix(".partial"))
     canvas.REFERENCE_FILE.with_suffix(".partial").replace(canvas.REFERENCE_FILE)
     quality = quality_of(judge_pictures(samples, rows)[0]) | {"build": settings}
@@ -90,11 +90,11 @@ def draw_samples(pipe: StableDiffusionPipeline, rows: list[EvaluationRow], work:
 def reference_tensors(
     pipe: StableDiffusionPipeline, bank_pictures: Tensor, held_out_pictures: Tensor
 ) -> dict[str, Tensor]:
-    """The bank of real features and the distance to it that 95 % of other real pictures keep."""
+    """The bank of real layouts and the distance to it that 95 % of other real pictures keep."""
     # Whatever the pipeline draws has passed through its decoder, so real pictures must too: the distance is to tell
     # whether a picture shows something real, not that a small autoencoder softens it.
     bank, held_out = (
-        encode_pictures(training.decode(pipe.vae, training.encode(pipe.vae, pictures)).numpy())
+        encode_pictures(training.decode(pipe.vae, training.encode(pipe.vae, pictures)).numpy())[1]
         for pictures in (bank_pictures, held_out_pictures)
     )
     bank = bank.half()
@@ -175,15 +175,16 @@ pipe("a watercolor of a cat", height=64, width=64, num_inference_steps=25, guida
 | both | {quality["both"]:.1%} |
 | and finds it coherent | {quality["coherence"]:.1%} |
 
-Coherent means: not garbage to the judge, and no farther from real pictures, in the features of the encoder, than 95 %
-of real pictures are. `quality.json` has the same figures and every sample that was misnamed.
+Coherent means: not garbage to the judge, and no farther from real pictures, in the layouts of the encoder (what is
+where in the picture), than 95 % of real pictures are. `quality.json` has the same figures and every sample that was
+misnamed.
 
 ## What is here
 
 - `pipeline/`: `StableDiffusionPipeline` (UNet, CLIP text encoder and tokenizer, autoencoder, DDIM), fp16 safetensors.
 - `judge/`: a small CNN with an object head ({len(OBJECTS)} classes and "garbage") and a style head.
 - `encoder/`: another one, trained on other pictures; its 64 features make the Fréchet distance "FD-canvas".
-- `reference.safetensors`: features of real pictures and of the model's own samples, and the coherence threshold.
+- `reference.safetensors`: layouts of real pictures, features of the model's own samples, and the coherence threshold.
 
 ## How it was trained
 

@@ -6,7 +6,7 @@ Each loop draws its batches from (seed, step), so a run that is interrupted and 
 # diffusers annotates its outputs as tuples and its inputs as FloatTensor, so these two checks only find false alarms.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,13 +177,16 @@ def train_denoiser(
     captions: list[list[str]],
     tokenizer: CLIPTokenizer,
     scheduler: DDPMScheduler,
-    steps: int,
+    cycles: Sequence[tuple[int, float]],
     work: Path,
     seed: int,
 ) -> nn.Module:
-    """Train UNet and text encoder together on scaled latents (N, 4, 16, 16); row i is drawn one of `captions[i]`."""
+    """Train UNet and text encoder together on scaled latents (N, 4, 16, 16); row i is drawn one of `captions[i]`.
+
+    `cycles` are (steps, peak learning rate), each a one-cycle schedule that starts from the average of the one before.
+    """
     torch.manual_seed(seed)
-    both = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)})
+    both: Any = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)})
     texts = sorted({caption for row in captions for caption in row} | {""})
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     row_of = {text: row for row, text in enumerate(texts)}
@@ -202,13 +205,15 @@ def train_denoiser(
         per_row = (predicted - noise).square().mean((1, 2, 3))
         return (min_snr_weight(scheduler, timesteps) * per_row).mean()
 
-    return fit("denoiser", both, loss_of, steps, 1.2e-3, work, seed, ema=True).eval()
+    for number, (steps, rate) in enumerate(cycles):
+        both = fit(f"denoiser-{number}", both, loss_of, steps, rate, work, seed + 1000 * number, ema=True)
+    return both.eval()
 
 
 def train_picture_net(
     name: str, net: PictureNet, pictures: Tensor, labels: Tensor, vae: AutoencoderKL, steps: int, work: Path, seed: int
 ) -> PictureNet:
-    """Classify pictures, their round trip through the autoencoder, blurred and noisy; a fifth of a batch is garbage.
+    """Classify pictures and their round trip through the autoencoder; blurred, noisy, rough; a fifth is garbage.
 
     `pictures` is uint8 (N, 64, 64, 3), `labels` is (N, 2): object and style.
     """
@@ -220,6 +225,7 @@ def train_picture_net(
         rows = pick(pictures, 96, generator)
         x = floats(torch.where(torch.rand(96, 1, 1, 1, generator=generator) < 0.6, round_trip[rows], pictures[rows]))
         x[:24] = blur(x[:24], 0.4 + 0.8 * torch.rand(1, generator=generator).item())
+        x[48:76] = shaken(latents[rows[48:76]], vae, generator)
         x[24:48] += (
             0.15 * torch.rand(24, 1, 1, 1, generator=generator) * torch.randn(24, *x.shape[1:], generator=generator)
         )
@@ -230,6 +236,13 @@ def train_picture_net(
         return F.cross_entropy(objects.float(), targets[:, 0]) + F.cross_entropy(styles[:-20].float(), targets[:-20, 1])
 
     return fit(name, net, loss_of, steps, 2e-3, work, seed).eval()
+
+
+@torch.no_grad()
+def shaken(latents: Tensor, vae: AutoencoderKL, generator: torch.Generator) -> Tensor:
+    """Pictures of latents with a little noise: the roughness of a generated picture, on known labels."""
+    scale = 0.4 * latents.std() * torch.rand(len(latents), 1, 1, 1, generator=generator)
+    return vae.decode(latents + scale * torch.randn(latents.shape, generator=generator)).sample.float()
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:

@@ -21,12 +21,18 @@ class PictureNet(ModelMixin, ConfigMixin):
         super().__init__()
         blocks: list[nn.Module] = []
         for width_in, width_out in zip((3, *channels), channels):
-            blocks += [nn.Conv2d(width_in, width_out, 3, stride=2, padding=1), nn.GroupNorm(8, width_out), nn.GELU()]
-            blocks += [nn.Conv2d(width_out, width_out, 3, padding=1), nn.GroupNorm(8, width_out), nn.GELU()]
+            blocks.append(_block(width_in, width_out))
         self.trunk = nn.Sequential(*blocks)
         self.project = nn.Linear(channels[-1] * 4, features)
         self.object_head = nn.Linear(features, len(OBJECTS) + 1)
         self.style_head = nn.Linear(features, len(STYLES))
+
+    def layout(self, pictures: Tensor) -> Tensor:
+        """What is where (N, 4 · channels[-2]): the last block but one, averaged over each quarter of the picture.
+
+        Not yet folded into classes, so real pictures differ here by place, size and angle as much as in kind.
+        """
+        return nn.functional.adaptive_avg_pool2d(self.trunk[:-1](pictures), 2).flatten(1)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Features (N, features) of pictures (N, 3, 64, 64) in [-1, 1]."""
@@ -38,6 +44,17 @@ class PictureNet(ModelMixin, ConfigMixin):
         features = self.encode(pictures)
         hidden = nn.functional.gelu(features)
         return self.object_head(hidden), self.style_head(hidden), features
+
+
+def _block(width_in: int, width_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(width_in, width_out, 3, stride=2, padding=1),
+        nn.GroupNorm(8, width_out),
+        nn.GELU(),
+        nn.Conv2d(width_out, width_out, 3, padding=1),
+        nn.GroupNorm(8, width_out),
+        nn.GELU(),
+    )
 
 
 def to_unit_range(pictures: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Reference:
     """What the package knows about good pictures, in the features of the canvas's encoder."""
 
     bank: Tensor
-    """(M, d) features of real pictures after their round trip through the autoencoder."""
+    """(M, l) layouts of real pictures after their round trip through the autoencoder."""
     threshold: float
     """95th percentile of the distance of other real pictures to the bank."""
     base_features: Tensor
@@ -173,10 +173,14 @@ def generate_pictures(
 
 
 @torch.no_grad()
-def encode_pictures(pictures: np.ndarray) -> Tensor:
-    """Features (N, d) of uint8 pictures (N, 64, 64, 3) from the canvas's Fréchet encoder."""
+def encode_pictures(pictures: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Features (N, d) and layouts (N, l) of uint8 pictures (N, 64, 64, 3) from the canvas's second network.
+
+    Features tell classes apart and serve the Fréchet distance; layouts tell pictures apart and serve coherence.
+    """
     encoder = PictureNet.from_pretrained(canvas.ENCODER_DIR, dtype=torch.float32).eval()
-    return torch.cat([encoder.encode(to_unit_range(batch)) for batch in torch.from_numpy(pictures).split(250)])
+    batches = [to_unit_range(batch) for batch in torch.from_numpy(pictures).split(250)]
+    return torch.cat([encoder.encode(x) for x in batches]), torch.cat([encoder.layout(x) for x in batches])
 
 
 @torch.no_grad()
@@ -188,23 +192,25 @@ def classify_pictures(pictures: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     return objects, confidence, torch.cat([answer[1] for answer in answers]).argmax(1)
 
 
-def distance_to_bank(features: Tensor, bank: Tensor) -> Tensor:
-    """Mean Euclidean distance (N,) of features (N, d) to their five nearest neighbours in the bank (M, d)."""
+def distance_to_bank(layouts: Tensor, bank: Tensor) -> Tensor:
+    """Mean distance (N,) of layouts (N, l) to their five nearest in the bank (M, l), in units of the bank's sd per axis."""
+    scale = bank.std(0) + 1e-6
+    layouts, bank = layouts / scale, bank / scale
     exact = "donot_use_mm_for_euclid_dist"
-    near = [torch.cdist(part, bank, compute_mode=exact).topk(NEIGHBOURS, largest=False) for part in features.split(250)]
+    near = [torch.cdist(part, bank, compute_mode=exact).topk(NEIGHBOURS, largest=False) for part in layouts.split(250)]
     return torch.cat([found.values for found in near]).mean(1)
 
 
 def judge_pictures(pictures: np.ndarray, rows: Sequence[EvaluationRow]) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """One record a picture (uint8, (N, 64, 64, 3)) and the features (N, d) that the distances are made of.
+    """One record a picture (uint8, (N, 64, 64, 3)) and the features (N, d) that the Fréchet distance is made of.
 
     Coherent: no farther from real pictures than 95 % of real pictures are, and not garbage in the judge's eyes.
     """
     if len(pictures) != len(rows):
         raise ValueError(f"One picture a row is needed, got {len(pictures)} pictures for {len(rows)} rows.")
-    reference, features = load_reference(), encode_pictures(pictures)
+    reference, (features, layouts) = load_reference(), encode_pictures(pictures)
     objects, confidences, styles = classify_pictures(pictures)
-    columns = (objects, confidences, styles, distance_to_bank(features, reference.bank))
+    columns = (objects, confidences, styles, distance_to_bank(layouts, reference.bank))
     answers = zip(*(column.tolist() for column in columns), strict=True)
     records = []
     for row, (obj, confidence, style, distance) in zip(rows, answers, strict=True):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from ..canvas import PIPELINE_DIR
 from ..config import CANVAS
+from ..files import pipeline_files
 from .base import Conditioning, Denoiser
 from .mmdit import SD3Denoiser
 from .unet import SDXLDenoiser, UNetDenoiser
@@ -33,7 +34,21 @@ def resolve_model(name: str, revision: str | None = None, variant: str | None = 
     else:
         folder = _download(name, revision, variant)
     family(folder)
+    check_weights(folder)
     return folder
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse truncated or unreadable safetensors by their headers alone, before anything is loaded."""
+    for path in pipeline_files(folder):
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(folder / path, "pt"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(
+                    f"The weight file {folder / path} is truncated or unreadable ({error}); copy or download it again."
+                ) from error
 
 
 def _download(name: str, revision: str | None, variant: str | None) -> Path:
@@ -87,10 +102,6 @@ def load_denoiser(
         pipeline = DiffusionPipeline.from_pretrained(
             folder, dtype=dtype, variant=variant, use_safetensors=True, **adapter.load_kwargs
         )
-    except SafetensorError as error:
-        raise ValueError(
-            f"A weight file in {folder} is truncated or unreadable ({error}); download it again."
-        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"Cannot load the pipeline in {folder}: {error}") from error
     return adapter(pipeline.to(device), resolution)
