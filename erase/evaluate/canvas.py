@@ -193,7 +193,7 @@ def classify_pictures(pictures: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def distance_to_bank(layouts: Tensor, bank: Tensor) -> Tensor:
-    """Mean distance (N,) of layouts (N, l) to their five nearest in the bank (M, l), in units of the bank's sd per axis."""
+    """Mean distance (N,) of layouts (N, l) to their five nearest in the bank (M, l), axes in units of the bank's sd."""
     scale = bank.std(0) + 1e-6
     layouts, bank = layouts / scale, bank / scale
     exact = "donot_use_mm_for_euclid_dist"
