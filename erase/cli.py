@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,8 @@ DESCRIPTION = """Concept erasure for text-to-image diffusion models.
 
 `erase COMMAND --help` lists every flag. First try: erase train --pretrained_model_name_or_path canvas --concept cat
 """
+
+LAYERS = "\n\nFlags go on top of --config FILE.yaml (a path, or the name of a shipped one)."
 
 
 def patch(
@@ -62,7 +65,7 @@ def parse_config(arguments: Sequence[str], prog: str) -> EraseConfig:
         prog=prog,
         args=[*to_argv(below), *rest],
         use_underscores=True,
-        description=f"{EraseConfig.__doc__}\n\nFlags go on top of --config FILE.yaml (a path, or a shipped name).",
+        description=cleandoc(EraseConfig.__doc__ or "") + LAYERS,
     )
 
 

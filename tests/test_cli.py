@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,9 +26,10 @@ def test_import_loads_neither_torch_nor_diffusers() -> None:
 
 @pytest.mark.parametrize("arguments", ["--help", "train --help"])
 def test_help_is_quick_and_teaches(arguments: str) -> None:
-    started = time.perf_counter()
-    shown = python(f"from erase.cli import main\ntry:\n    main({arguments.split()!r})\nexcept SystemExit: pass")
-    assert time.perf_counter() - started < 3
+    code = f"from erase.cli import main\ntry:\n    main({arguments.split()!r})\nexcept SystemExit: pass\n"
+    # Processor time: a busy machine must not fail this.
+    shown, seconds = python(code + "import time; print(time.process_time())").rstrip().rsplit("\n", 1)
+    assert float(seconds) < 1
     assert "--concept" in shown
     if "train" in arguments:
         assert "--pretrained_model_name_or_path" in shown and "density" in shown
