@@ -1,5 +1,6 @@
 """The command line: `erase train`, `erase mask`, `erase patch`. Each flag is a field of `EraseConfig`."""
 
+import os
 import sys
 from collections.abc import Sequence
 from inspect import cleandoc
@@ -89,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command in ("-h", "--help"):
         print(DESCRIPTION)
         return
+    # Without torchvision, transformers warns at import about image processors that no denoiser needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         _dispatch(command, rest)
     except (ValueError, OSError, FloatingPointError) as error:
