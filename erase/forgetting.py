@@ -18,26 +18,26 @@ from .saliency import SaliencyMask, saliency_scores
 def forgetting_losses(
     denoiser: Denoiser, data: TrainingData, config: EraseConfig, accelerator: Accelerator
 ) -> Iterator[Callable[[], Tensor]]:
-    """One closure per batch over all of the concept's pictures, each with noise and timesteps of its own (fp32).
+    """One closure per batch over all of the concept's pictures (fp32); their sum is the mean over pictures.
 
-    Batch i is a function of (seed, i); several processes take every other batch.
+    A picture's noise and timestep depend on the seed and its place alone, so neither the batch size nor the number of
+    processes, which take every other batch, changes the sum.
     """
-    size, device = config.train_batch_size, denoiser.device
-    batches = data.concept.latents.split(size)
-    names = data.concept.prompts.split(size)
-    mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
-    for index in tqdm(mine, "saliency", disable=not accelerator.is_main_process):
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
-        x0 = batches[index].to(device)
-        noise = torch.randn(x0.shape, generator=generator).to(device)
-        t = denoiser.sample_timesteps(len(x0), generator).to(device)
-        concept = data.prompt(names[index], device)
-        empty = data.prompt(torch.full((len(x0),), data.empty), device)
+    latents, device = data.concept.latents, denoiser.device
+    generator = torch.Generator().manual_seed(config.seed)
+    all_noise = torch.randn(latents.shape, generator=generator)
+    all_t = denoiser.sample_timesteps(len(latents), generator)
+    batches = torch.arange(len(latents)).split(config.train_batch_size)
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    for rows in tqdm(mine, "saliency", disable=not accelerator.is_main_process):
+        x0, noise, t = (tensor[rows].to(device) for tensor in (latents, all_noise, all_t))
+        concept = data.prompt(data.concept.prompts[rows], device)
+        empty = data.prompt(torch.full((len(rows),), data.empty), device)
 
         def loss(x0: Tensor = x0, noise: Tensor = noise, t: Tensor = t, c: dict = concept, e: dict = empty) -> Tensor:
             x_t = denoiser.add_noise(x0, noise, t)
             prediction = guided(denoiser.predict, x_t, t, c, e, config.mask_guidance_scale)
-            return forgetting_loss(prediction, denoiser.target(x0, noise, t))
+            return forgetting_loss(prediction, denoiser.target(x0, noise, t)) * (len(x0) / len(latents))
 
         yield loss
 

@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from tiny import FAMILIES
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator_state() -> None:
+    """Each test chooses its precision anew; accelerate keeps the first choice of a process."""
+    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="session")
