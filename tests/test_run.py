@@ -189,6 +189,7 @@ def test_two_processes_with_half_the_batch_agree_with_one(config: Callable[..., 
     one = erase(config(output_dir=tmp_path / "one", train_batch_size=4, **settings))
     two = config(output_dir=tmp_path / "two", train_batch_size=2, data_cache_dir=tmp_path / "cache2", **settings)
     _launch(two, processes=2)
+    assert json.loads((two.output_dir / "manifest.json").read_text())["num_processes"] == 2
     masks = [SaliencyMask.load(folder / MASK_FILE).tensors for folder in (one, two.output_dir)]
     assert sum(int((masks[0][name] ^ masks[1][name]).sum()) for name in masks[0]) <= 2
     weights = denoiser_weights(two.output_dir)
@@ -199,10 +200,10 @@ def test_two_processes_with_half_the_batch_agree_with_one(config: Callable[..., 
 def _launch(config: EraseConfig, processes: int) -> None:
     flags = [f"--{key}={value}" for key, value in config.as_dict().items()
              if value is not None and not isinstance(value, bool | list)]  # fmt: skip
-    command = ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--num_machines=1",
-               "--mixed_precision=no", "--dynamo_backend=no", "erase.py"]  # fmt: skip
+    # What `accelerate launch --multi_gpu` runs, on CPUs; its own CPU launcher needs MPI for several processes.
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "erase.py"]
     flags += [f"--concept={concept}" for concept in config.concept]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
         [sys.executable, *command, *flags],
         capture_output=True,
