@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from ..files import write_text
 from .canvas import EvaluationRow
 from .statistics import Interval
 
@@ -33,7 +34,7 @@ def write_records(path: Path, records: Sequence[dict[str, Any]], features: np.nd
     partial = path.with_suffix(".partial")
     save_file({"features": np.ascontiguousarray(features)}, partial)
     partial.replace(path.with_suffix(".safetensors"))
-    _write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def load_records(path: Path) -> tuple[list[dict[str, Any]], np.ndarray]:
@@ -51,7 +52,7 @@ def write_metrics(
     """metrics.json: base and erased with their intervals, and what else belongs to them (turns_into, protocol)."""
     models = {"base": base, "erased": erased}
     figures = {model: {key: asdict(figure) for key, figure in metrics.items()} for model, metrics in models.items()}
-    _write_text(path, json.dumps(figures | dict(extra), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(figures | dict(extra), indent=2, ensure_ascii=False) + "\n")
 
 
 def protocol(rows: Sequence[EvaluationRow], steps: int, guidance_scale: float) -> dict[str, Any]:
@@ -92,9 +93,3 @@ def _cell(figure: Interval, as_rate: bool) -> str:
     if as_rate:
         return f"{100 * figure.value:5.1f} [{100 * figure.low:5.1f}, {100 * figure.high:5.1f}]"
     return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
