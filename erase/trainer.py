@@ -143,12 +143,7 @@ class Trainer:
         self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         device = self.denoiser.device
         self.masks = {name: self.mask.tensors[name].to(device) for name in self.trainable}
-        self.schedule = get_scheduler(
-            config.lr_scheduler,
-            self.optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=config.max_train_steps,
-        )
+        self.schedule = self._schedule_after(0)
         self.forward, self.prepared = self.accelerator.prepare(module, self.optimizer)
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -156,8 +151,16 @@ class Trainer:
         self.step, self.history = load_checkpoint(
             checkpoint, self.trainable, self.masks, self.optimizer, self.identity, self.accelerator.scaler
         )
-        for _ in range(self.step):
-            self.schedule.step()
+        self.schedule = self._schedule_after(self.step)
+
+    def _schedule_after(self, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+        return get_scheduler(
+            self.config.lr_scheduler,
+            self.optimizer,
+            num_warmup_steps=self.config.lr_warmup_steps,
+            num_training_steps=self.config.max_train_steps,
+            last_epoch=steps - 1,
+        )
 
     def save(self) -> None:
         """Write checkpoint-{step} atomically and drop the oldest beyond the limit."""

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
@@ -30,8 +30,11 @@ from erase import canvas
 from erase.canvas import OBJECTS, STYLES, draw
 from erase.canvas.nets import PictureNet
 from erase.concepts import load_family
+from erase.files import atomic_save
 
 MODEL_MAX_LENGTH = 24
+PEAK_LEARNING_RATES = (1.2e-3, 6e-4, 1e-3)
+"""Of the denoiser's cycles."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,9 +47,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures_per_class", type=int, default=120, help="for autoencoder and denoiser")
     parser.add_argument("--autoencoder_steps", type=int, default=1400)
-    parser.add_argument("--decoder_steps", type=int, default=1000)
-    parser.add_argument("--denoiser_steps", type=int, default=3200, help="first cycle, to a learning rate of 1.2e-3")
-    parser.add_argument("--denoiser_polish_steps", type=int, default=1200, help="second cycle, to 6e-4")
+    parser.add_argument("--decoder_steps", type=int, default=1200)
+    parser.add_argument("--denoiser_steps", type=int, nargs="+", default=[3200, 1200, 3000], help="one number a cycle")
     parser.add_argument("--judge_steps", type=int, default=700)
     return parser.parse_args()
 
@@ -66,13 +68,8 @@ def pictures(split: int, per_class: int, args: argparse.Namespace) -> tuple[torc
         jobs = [(OBJECTS[o], STYLES[s], first + row, args.font_file) for row, (o, s) in enumerate(labels.tolist())]
         with multiprocessing.Pool() as pool:
             drawn = list(tqdm(pool.imap(_draw_one, jobs, chunksize=50), "draw", len(jobs), mininterval=5))
-        write(path, {"pictures": torch.from_numpy(np.stack(drawn))})
+        atomic_save({"pictures": torch.from_numpy(np.stack(drawn))}, path)
     return load_file(path)["pictures"], labels
-
-
-def write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    save_file(tensors, path.with_suffix(".partial"))
-    path.with_suffix(".partial").replace(path)
 
 
 @cache
@@ -105,16 +102,30 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def autoencoder(args: argparse.Namespace) -> AutoencoderKL:
-    """Encoder and decoder together, then the decoder alone, for sharper lines."""
-    together, path = args.work_dir / "vae-together", args.work_dir / "vae"
-    pool = pictures(0, args.pictures_per_class, args)[0]
-    if not together.exists():
-        vae = training.train_autoencoder(pool, args.autoencoder_steps, args.work_dir, args.seed)
-        save_whole(vae, together)
+    """Encoder and decoder, trained together; the encoder is final."""
+    path = args.work_dir / "autoencoder"
     if not path.exists():
-        vae = AutoencoderKL.from_pretrained(together)
-        save_whole(training.refine_decoder(vae, pool, args.decoder_steps, args.work_dir, args.seed), path)
+        pool = pictures(0, args.pictures_per_class, args)[0]
+        save_whole(training.train_autoencoder(pool, args.autoencoder_steps, args.work_dir, args.seed), path)
     return AutoencoderKL.from_pretrained(path)
+
+
+def with_refined_decoder(pipe: StableDiffusionPipeline, args: argparse.Namespace) -> StableDiffusionPipeline:
+    """The pipeline with a decoder that was trained further, on what its denoiser makes of known pictures."""
+    path = args.work_dir / "vae"
+    if not path.exists():
+        pool, labels = pictures(0, args.pictures_per_class, args)
+        rows = torch.randperm(len(pool), generator=torch.Generator().manual_seed(args.seed))[: len(pool) // 3]
+        redrawn_path = args.work_dir / "redrawn.safetensors"
+        if not redrawn_path.exists():
+            captions = [captions_of(OBJECTS[o], STYLES[s])[0] for o, s in labels[rows].tolist()]
+            latents = training.encode(pipe.vae, pool[rows])
+            atomic_save({"latents": training.redraw(pipe, latents, captions, args.seed)}, redrawn_path)
+        redrawn = load_file(redrawn_path)["latents"]
+        vae = training.refine_decoder(pipe.vae, pool, redrawn, rows, args.decoder_steps, args.work_dir, args.seed)
+        save_whole(vae.to(dtype=torch.float16), path)
+    pipe.vae = AutoencoderKL.from_pretrained(path, dtype=torch.float32)
+    return pipe
 
 
 def save_whole(model: AutoencoderKL, path: Path) -> None:
@@ -140,7 +151,7 @@ def pipeline(args: argparse.Namespace, vae: AutoencoderKL) -> StableDiffusionPip
         scratch = args.work_dir / f"{path.name}-training"
         scratch.mkdir(exist_ok=True)
         tokenizer = build_tokenizer()
-        cycles = [(args.denoiser_steps, 1.2e-3), (args.denoiser_polish_steps, 6e-4)]
+        cycles = list(zip(args.denoiser_steps, PEAK_LEARNING_RATES, strict=True))
         captions = [captions_of(*names[row]) for row in keep]
         both = training.train_denoiser(latents, captions, tokenizer, DDPMScheduler(**betas), cycles, scratch, args.seed)
         pipe = StableDiffusionPipeline(
@@ -172,19 +183,20 @@ def main() -> None:
     args.work_dir.mkdir(parents=True, exist_ok=True)
     if args.without:
         # Gold differs from the base in what its denoiser saw, not in its autoencoder.
-        pipeline(args, AutoencoderKL.from_pretrained(canvas.PIPELINE_DIR / "vae"))
+        pipeline(args, AutoencoderKL.from_pretrained(canvas.PIPELINE_DIR / "vae", dtype=torch.float32))
         print(f"The pipeline that never saw {args.without!r} is in {pipeline_dir(args)}")
         return
-    pipe = pipeline(args, autoencoder(args))
+    pipe = with_refined_decoder(pipeline(args, autoencoder(args)), args)
     judge = picture_net("judge", 1, (32, 64, 96, 128), args, pipe.vae)
     encoder = picture_net("encoder", 2, (24, 48, 96, 128), args, pipe.vae)
     for source, target in (
         (args.work_dir / "pipeline", canvas.PIPELINE_DIR),
+        (args.work_dir / "vae", canvas.PIPELINE_DIR / "vae"),
         (judge, canvas.JUDGE_DIR),
         (encoder, canvas.ENCODER_DIR),
     ):
         shutil.copytree(source, target, dirs_exist_ok=True)
-    settings = {name: value for name, value in vars(args).items() if isinstance(value, int)}
+    settings = {name: value for name, value in vars(args).items() if isinstance(value, int | list)}
     build_reference(pipe, pictures(3, 20, args)[0], pictures(4, 20, args)[0], args.work_dir, settings)
 
 

@@ -21,7 +21,7 @@ from erase.canvas import OBJECTS, STYLES
 from erase.canvas.nets import to_unit_range
 from erase.concepts import Concept, load_family
 from erase.evaluate.canvas import COMBINATIONS, Reference, distance_to_bank, evaluation_rows, summarize, turns_into
-from erase.evaluate.distance import feature_statistics, frechet_distance, frechet_distance_of_features
+from erase.evaluate.distance import frechet_distance, frechet_distance_of_features, moments_of
 from erase.evaluate.grid import comparison_grid
 from erase.evaluate.records import load_records, metrics_table, protocol, write_metrics, write_records
 from erase.evaluate.statistics import cluster_bootstrap, frechet_bootstrap, wilson
@@ -110,9 +110,9 @@ def test_frechet_distance_agrees_with_sqrtm(rank):
     assert frechet_distance(mu2, s2, mu2, s2) == pytest.approx(0, abs=1e-6)
 
 
-def test_feature_statistics_are_float64_and_unbiased():
+def test_moments_are_float64_and_unbiased():
     features = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float16)
-    mu, sigma = feature_statistics(features)
+    mu, sigma = moments_of(features).mean, moments_of(features).covariance
     assert mu.dtype == sigma.dtype == np.float64
     np.testing.assert_allclose(sigma, np.cov(features.astype(np.float64).T))
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.numpy import load_file
 
-from ..files import write_text
+from ..files import atomic_save, write_json, write_text
 from .canvas import EvaluationRow
 from .statistics import Interval
 
@@ -31,9 +32,7 @@ def write_records(path: Path, records: Sequence[dict[str, Any]], features: np.nd
     """One JSON line a picture in `path`, and the pictures' features (N, d) in a .safetensors file beside it."""
     if len(records) != len(features):
         raise ValueError(f"One feature row a record is needed, got {len(features)} for {len(records)} records.")
-    partial = path.with_suffix(".partial")
-    save_file({"features": np.ascontiguousarray(features)}, partial)
-    partial.replace(path.with_suffix(".safetensors"))
+    atomic_save({"features": torch.from_numpy(features)}, path.with_suffix(".safetensors"))
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
@@ -52,7 +51,7 @@ def write_metrics(
     """metrics.json: base and erased with their intervals, and what else belongs to them (turns_into, protocol)."""
     models = {"base": base, "erased": erased}
     figures = {model: {key: asdict(figure) for key, figure in metrics.items()} for model, metrics in models.items()}
-    write_text(path, json.dumps(figures | dict(extra), indent=2, ensure_ascii=False) + "\n")
+    write_json(path, figures | dict(extra))
 
 
 def protocol(rows: Sequence[EvaluationRow], steps: int, guidance_scale: float) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from fractions import Fraction
+from math import comb, sqrt
 
 import numpy as np
 
@@ -98,3 +99,28 @@ def _rows_by_cluster(clusters: Sequence[str], expected: int) -> list[np.ndarray]
     _, codes = np.unique(np.asarray(clusters), return_inverse=True)
     order = np.argsort(codes, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Base against erased on the same prompts and seeds, where each picture answers yes or no."""
+
+    only_base: int
+    """Pairs where only the base's picture shows it."""
+    only_erased: int
+    """Pairs where only the erased model's picture shows it."""
+    n: int
+    """All pairs."""
+    p_value: float
+    """Exact two-sided McNemar test that both models are equally likely to show it."""
+
+
+def mcnemar(base: Sequence[bool], erased: Sequence[bool]) -> Paired:
+    """Exact McNemar test (1947): of the b + c pairs that disagree, b ~ Binomial(b + c, ½) if nothing changed."""
+    if len(base) != len(erased) or not len(base):
+        raise ValueError(f"Base and erased must be pairs, got {len(base)} and {len(erased)} answers.")
+    b = sum(x and not y for x, y in zip(base, erased))
+    c = sum(y and not x for x, y in zip(base, erased))
+    tail = sum(comb(b + c, k) for k in range(min(b, c) + 1))
+    # Integers up to the last step: 2⁻ⁿ underflows a float long before the ratio does.
+    return Paired(b, c, len(base), min(1.0, float(Fraction(2 * tail, 2 ** (b + c)))))
