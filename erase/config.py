@@ -75,6 +75,8 @@ class EraseConfig:
     """What retained pictures are trained towards: their own noise (as the paper) or the base model's prediction."""
     alpha: float = 0.1
     """Weight of the retain loss."""
+    retain_prompt_dropout: float = 0.0
+    """Share of retain rows whose prompt is left empty, so that guidance's unconditional branch stays, in [0, 1]."""
     anchor_image_fraction: float = 0.0
     """Share of each forget batch that starts from the anchor's pictures instead of the concept's, in [0, 1]."""
     soft_quantile: float = 0.5
@@ -253,7 +255,7 @@ def _check(config: EraseConfig) -> None:
         raise ValueError(
             f"density must be in (0, 1], got {config.density}; 0.5 is the paper's, 0.1 a tenth of the weights."
         )
-    for field in ("anchor_image_fraction", "soft_quantile"):
+    for field in ("anchor_image_fraction", "retain_prompt_dropout", "soft_quantile"):
         if not 0 <= getattr(config, field) <= 1:
             raise ValueError(f"{field} must be in [0, 1], got {getattr(config, field)}.")
     if config.anchor_image_fraction > 0 and config.num_anchor_images < 1:

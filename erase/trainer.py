@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ def step_batches(
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     forget = _forget_rows(data, config, step, total)
     retain = _take(data.retain, positions(step, total, len(data.retain.latents), config.seed + 2))
+    dropped = evenly(config.retain_prompt_dropout, total)
+    retain = replace(retain, prompts=torch.where(dropped, data.empty, retain.prompts))
     drawn = []
     for latents in (forget.latents, retain.latents):
         noise = torch.randn(latents.shape, generator=generator)
@@ -60,6 +62,11 @@ def step_batches(
     for index in range(micro):
         first = (index * accelerator.num_processes + accelerator.process_index) * rows
         yield _batch(denoiser, data, forget, retain, drawn, slice(first, first + rows))
+
+
+def evenly(share: float, total: int) -> Tensor:
+    """Bool (total,): `share` of the rows, spread over them."""
+    return torch.tensor([math.floor((row + 1) * share) > math.floor(row * share) for row in range(total)])
 
 
 def _take(source: LatentSet, index: Tensor) -> LatentSet:
@@ -72,8 +79,7 @@ def _forget_rows(data: TrainingData, config: EraseConfig, step: int, total: int)
     if data.anchor is None or config.anchor_image_fraction == 0:
         return concept
     anchor = _take(data.anchor, positions(step, total, len(data.anchor.latents), config.seed + 1))
-    share = config.anchor_image_fraction
-    chosen = torch.tensor([math.floor((row + 1) * share) > math.floor(row * share) for row in range(total)])
+    chosen = evenly(config.anchor_image_fraction, total)
     return LatentSet(
         latents=torch.where(chosen[:, None, None, None], anchor.latents, concept.latents),
         prompts=torch.where(chosen, anchor.prompts, concept.prompts),

@@ -197,7 +197,9 @@ def main() -> None:
     ):
         shutil.copytree(source, target, dirs_exist_ok=True)
     settings = {name: value for name, value in vars(args).items() if isinstance(value, int | list)}
-    build_reference(pipe, pictures(3, 20, args)[0], pictures(4, 20, args)[0], args.work_dir, settings)
+    bank, (held_out, labels) = pictures(3, 20, args)[0], pictures(4, 20, args)
+    captions = [captions_of(OBJECTS[o], STYLES[s])[0] for o, s in labels.tolist()]
+    build_reference(pipe, bank, held_out, captions, args.work_dir, settings)
 
 
 if __name__ == "__main__":

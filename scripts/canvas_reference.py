@@ -43,17 +43,22 @@ def build_reference(
     pipe: StableDiffusionPipeline,
     bank_pictures: Tensor,
     held_out_pictures: Tensor,
+    captions: list[str],
     work: Path,
     settings: dict[str, Any],
 ) -> None:
-    """Measure the finished pipeline against two disjoint sets of real pictures, uint8 (N, 64, 64, 3)."""
+    """Measure the finished pipeline against two disjoint sets of real pictures, uint8 (N, 64, 64, 3).
+
+    `captions` name what the held-out ones show.
+    """
     rows = sample_rows()
     samples = draw_samples(pipe, rows, work)
-    tensors = reference_tensors(pipe, bank_pictures, held_out_pictures)
+    tensors = reference_tensors(pipe, bank_pictures, held_out_pictures, captions)
     labels = torch.tensor([(OBJECTS.index(row.object), STYLES.index(row.style)) for row in rows], dtype=torch.uint8)
     tensors |= {"base_features": encode_pictures(samples)[0].half(), "base_labels": labels}
     atomic_save(tensors, canvas.REFERENCE_FILE)
     quality = quality_of(judge_pictures(samples, rows)[0]) | {"build": settings}
+    quality["coherence_of_controls"] = coherence_of_controls(samples, pipe)
     weights = canvas.REFERENCE_FILE.parent
     write_json(weights / "quality.json", quality)
     picture_sheet(weights / "sheet.png", samples[::SAMPLES_PER_COMBINATION], OBJECTS, STYLES)
@@ -88,17 +93,43 @@ def draw_samples(pipe: StableDiffusionPipeline, rows: list[EvaluationRow], work:
 
 
 def reference_tensors(
-    pipe: StableDiffusionPipeline, bank_pictures: Tensor, held_out_pictures: Tensor
+    pipe: StableDiffusionPipeline, bank_pictures: Tensor, held_out_pictures: Tensor, captions: list[str]
 ) -> dict[str, Tensor]:
-    """The bank of real layouts and the distance to it that 95 % of other real pictures keep."""
-    # Whatever the pipeline draws has passed through its decoder, so real pictures must too: the distance is to tell
-    # whether a picture shows something real, not that a small autoencoder softens it.
-    bank, held_out = (
-        encode_pictures(training.decode(pipe.vae, training.encode(pipe.vae, pictures)).numpy())[1]
-        for pictures in (bank_pictures, held_out_pictures)
-    )
-    bank = bank.half()
+    """The bank of real layouts and the distance to it that 95 % of other real pictures keep.
+
+    Whatever the pipeline draws has passed through its decoder, so real pictures must too, and the held-out ones through
+    the last steps of its denoiser as well: the distance is to tell whether a picture shows something real, not how
+    finely a small model renders it, which is FD-canvas's part.
+    """
+    bank = encode_pictures(training.decode(pipe.vae, training.encode(pipe.vae, bank_pictures)).numpy())[1].half()
+    redrawn = training.redraw(pipe, training.encode(pipe.vae, held_out_pictures), captions, seed=1)
+    held_out = encode_pictures(training.decode(pipe.vae, redrawn).numpy())[1]
     return {"bank": bank, "threshold": distance_to_bank(held_out, bank.float()).quantile(0.95).reshape(1)}
+
+
+def coherence_of_controls(samples: np.ndarray, pipe: StableDiffusionPipeline) -> dict[str, float]:
+    """Share called coherent among pictures that are not: what a judge of coherence must turn down."""
+    rng = np.random.default_rng(0)
+    first, second = (samples[rng.permutation(len(samples))[:300]] for _ in range(2))
+    quarters = first.copy()
+    quarters[:, :32, :32], quarters[:, 32:, 32:] = second[:, :32, :32], second[:, 32:, 32:]
+    pure = torch.randn(300, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    untrained = type(pipe.unet).from_config(pipe.unet.config)
+    rows = sample_rows()[:: len(samples) // 120]
+    trained, pipe.unet = pipe.unet, untrained
+    controls = {
+        "random-weight denoiser": generate_pictures(pipe, rows, STEPS, GUIDANCE_SCALE),
+        "pixel noise": rng.integers(0, 256, first.shape, dtype=np.uint8),
+        "decoded noise": training.decode(pipe.vae, pure / pipe.vae.config.scaling_factor).numpy(),
+        "two pictures averaged": ((first.astype(np.uint16) + second) // 2).astype(np.uint8),
+        "quarters of two pictures": quarters,
+    }
+    pipe.unet = trained
+    some = sample_rows()[:1] * 300
+    return {
+        name: float(np.mean([record["coherent"] for record in judge_pictures(pictures, some[: len(pictures)])[0]]))
+        for name, pictures in controls.items()
+    }
 
 
 def quality_of(records: list[dict[str, Any]]) -> dict[str, Any]:
