@@ -58,7 +58,7 @@ class Reference:
     bank: Tensor
     """(M, l) layouts of real pictures after their round trip through the autoencoder."""
     threshold: float
-    """95th percentile of the distance of other real pictures to the bank."""
+    """99th percentile of the distance of other real pictures to the bank."""
     base_features: Tensor
     """(K, d) features of the base model's own pictures, drawn at seeds of their own."""
     base_labels: Tensor
@@ -204,7 +204,7 @@ def distance_to_bank(layouts: Tensor, bank: Tensor) -> Tensor:
 def judge_pictures(pictures: np.ndarray, rows: Sequence[EvaluationRow]) -> tuple[list[dict[str, Any]], np.ndarray]:
     """One record a picture (uint8, (N, 64, 64, 3)) and the features (N, d) that the Fréchet distance is made of.
 
-    Coherent: no farther from real pictures than 95 % of real pictures are, and not garbage in the judge's eyes.
+    Coherent: no farther from real pictures than 99 % of real pictures are, and not garbage in the judge's eyes.
     """
     if len(pictures) != len(rows):
         raise ValueError(f"One picture a row is needed, got {len(pictures)} pictures for {len(rows)} rows.")
