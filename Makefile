@@ -38,7 +38,7 @@ demo: setup  ## Erase "cat" from the bundled emoji model and show that it is gon
 	@echo "The table above, for programs:      $(DEMO)/metrics.json"
 	@echo "The erased pipeline, for diffusers: $(DEMO)"
 
-canvas: setup  ## Rebuild the bundled emoji model from its font (about 80 minutes)
+canvas: setup  ## Rebuild the bundled emoji model from its font (about 2 hours)
 	$(BIN)/python scripts/build_canvas.py
 
 clean:  ## Remove caches and build output; .venv and outputs/ stay

@@ -55,7 +55,8 @@ def export_pipeline(denoiser: Denoiser, base: Path, output_dir: Path, variant: s
             (staging / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(base / path, staging / path)
     module: Any = denoiser.module
-    module.to(ROUNDED.get(variant or "", torch.float32))
+    # Module.to rather than the model's own, which warns of layers to keep in float32 even where there are none.
+    nn.Module.to(module, ROUNDED.get(variant or "", torch.float32))
     module.save_pretrained(staging / denoiser.component, safe_serialization=True, variant=variant)
     module.float()
     index = staging / "model_index.json"

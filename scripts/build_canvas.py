@@ -1,6 +1,6 @@
 """Rebuild the bundled canvas model from the emoji font: pictures, autoencoder, denoiser, judge, encoder, reference.
 
-    python scripts/build_canvas.py                                 # about 80 minutes on two cores
+    python scripts/build_canvas.py                                 # about 2 hours on two cores
     python scripts/build_canvas.py --without cat                   # the gold reference: trained without the concept
 
 Deterministic by --seed. Interrupted, it goes on where it stopped; finished stages are kept in --work_dir.

@@ -36,7 +36,7 @@ SAMPLES_PER_COMBINATION = 10
 # Far from the seeds that concepts are scored on (from 10,000) and that training pictures are made from.
 FIRST_SAMPLE_SEED = 5_000_000
 BAR = 0.99
-# Of real pictures. At 95 %, a model that draws as well as the real ones would be called incoherent once in twenty times.
+# Of real pictures. At 95 %, a model that draws as well as they are would be called incoherent once in twenty times.
 COHERENT_SHARE = 0.99
 CARD = Path(__file__).with_name("canvas_card.md")
 
