@@ -48,8 +48,7 @@ class Moments:
         """Unbiased covariance (d, d)."""
         if self.n < 2:
             raise ValueError(f"A covariance needs at least two samples, got {self.n}.")
-        if self._rows is not None:
-            centred = self.centred
+        if (centred := self.centred) is not None:
             return centred.T @ centred / (self.n - 1)
         return (self._outer - np.outer(self._sum, self.mean)) / (self.n - 1)
 
@@ -157,10 +156,10 @@ def kid(
     """Kernel inception distance (arXiv 1801.01401): mean and standard deviation of MMD² over random subsets."""
     size = min(subset_size, len(a), len(b))
     rng = np.random.default_rng(seed)
-    values = [
-        mmd2_unbiased(*(x[np.sort(rng.choice(len(x), size, replace=False))] for x in (a, b)), polynomial_kernel)
-        for _ in range(subsets)
-    ]
+    values = []
+    for _ in range(subsets):
+        x, y = (rows[np.sort(rng.choice(len(rows), size, replace=False))] for rows in (a, b))
+        values.append(mmd2_unbiased(x, y, polynomial_kernel))
     return float(np.mean(values)), float(np.std(values))
 
 
