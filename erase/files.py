@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -77,6 +77,44 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text under a temporary name, then rename."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append JSON objects, one a line, flushed to the disk; half a line that a crash left is cut off first."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        _cut_half_line(file)
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _cut_half_line(file: BinaryIO) -> None:
+    """Truncate a file to its last newline, reading backwards from the end."""
+    end = place = file.seek(0, os.SEEK_END)
+    while place > 0:
+        start = max(0, place - 65536)
+        file.seek(start)
+        found = file.read(place - start).rfind(b"\n")
+        if found >= 0:
+            place = start + found + 1
+            break
+        place = start
+    if place < end:
+        file.truncate(place)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; half a last line that a crash left is not counted."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON ({error}); mend or remove that line.") from error
+    return rows
 
 
 def pipeline_files(folder: Path) -> list[Path]:
