@@ -32,7 +32,7 @@ def resolve_model(name: str, revision: str | None = None, variant: str | None = 
     elif Path(name).is_dir():
         folder = Path(name)
     else:
-        folder = _download(name, revision, variant)
+        folder = download(name, revision, variant)
     family(folder)
     check_weights(folder)
     return folder
@@ -51,7 +51,8 @@ def check_weights(folder: Path) -> None:
                 ) from error
 
 
-def _download(name: str, revision: str | None, variant: str | None) -> Path:
+def download(name: str, revision: str | None, variant: str | None) -> Path:
+    """A hub model's local folder (safetensors only); ValueError says what to give where there is no network."""
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     try:

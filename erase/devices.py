@@ -1,0 +1,29 @@
+"""What the machine offers: precision, cores, and an accelerator that uses them."""
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+
+def native_precision() -> str:
+    """bf16 where the hardware multiplies it natively, else no."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if features.get("avx512_bf16") or features.get("amx_bf16") else "no"
+
+
+def make_accelerator(mixed_precision: str = "auto", **arguments: Any) -> Accelerator:
+    """An accelerator (`arguments` are accelerate's) with all cores shared evenly by the processes of this machine."""
+    if not torch.cuda.is_available():
+        # accelerate's launcher gives each CPU process one thread unless told otherwise.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("WORLD_SIZE", "1"))))
+    # One process may make several runs (a notebook, a benchmark), each with its own precision.
+    AcceleratorState._reset_state()
+    return Accelerator(
+        mixed_precision=native_precision() if mixed_precision == "auto" else mixed_precision, **arguments
+    )

@@ -1,0 +1,306 @@
+"""`erase generate`: prompt rows × a model → images/ID.png and records.jsonl, on any number of processes, resumable.
+
+What a batch is made of depends on the rows and the batch size alone. A batch with anything missing is drawn whole
+again and only what is missing is kept, so a job that was killed and run again ends with the pictures of one that was
+not.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+
+import tyro
+
+from .prompts import PromptColumns, PromptFilter, PromptRow, check_rows, load_prompts, rows_digest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .picture_folder import Batch, PictureCache
+    from .pipelines import Artist, ModelSource
+    from .scoring import Record, Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Draw a picture for each prompt, and write it down: images/ID.png and records.jsonl. Run again to go on.
+
+    Example: accelerate launch erase.py generate --prompts AIML-TUDA/i2p --pretrained_model_name_or_path erased
+    Try it:  erase generate --prompts canvas/cat --pretrained_model_name_or_path canvas --num_inference_steps 25
+    """
+
+    prompts: str
+    """A .csv, .jsonl, .json (objects, or COCO captions) or .parquet file, a data set of the hub such as AIML-TUDA/i2p,
+    or a concept: nudity, imagenette/church, canvas/cat, or a YAML file."""
+    pretrained_model_name_or_path: str = "CompVis/stable-diffusion-v1-4"
+    """Model: a diffusers folder (what `erase train` wrote), a hub id, or `canvas`."""
+    patch: Path | None = None
+    """erase-patch.safetensors to apply to the model first."""
+    unet_weights: Path | None = None
+    """Some of the denoiser's weights in .safetensors to put into the model first, as ESD and others publish them."""
+    revision: str | None = None
+    """Hub revision of the model."""
+    variant: str | None = None
+    """Weight variant of the model's files, such as fp16."""
+    output_dir: Path = Path("generated")
+    """Where pictures and records are written; a run that was interrupted goes on there."""
+    overwrite_output_dir: bool = False
+    """Replace whatever run --output_dir holds."""
+
+    seed: int = 0
+    """Row n of prompts without seeds gets seed + n * num_images_per_prompt."""
+    num_inference_steps: int = 50
+    """Denoising steps of rows that have none of their own."""
+    guidance_scale: float = 7.5
+    """Guidance of rows that have none of their own."""
+    height: int | None = None
+    """Pixels of rows that have none of their own; the model's own by default."""
+    width: int | None = None
+    """Pixels of rows that have none of their own; the model's own by default."""
+    scheduler: Literal["default", "ddim", "ddpm", "dpm++", "euler", "pndm", "lms"] = "default"
+    """Sampler, made from the config of the model's own; default is the model's own."""
+    num_images_per_prompt: int = 1
+    """Pictures of each row: seed, seed + 1, and so on."""
+    max_prompts: int | None = None
+    """Only the first so many rows, after the filters."""
+    batch_size: int = 8
+    """Pictures drawn at once on each process."""
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """Compute precision; auto is bf16 where the hardware multiplies it natively, else no. Weights stay float32."""
+    nudenet: bool = False
+    """Look at each picture with NudeNet while the next ones are drawn: scores/nudenet.jsonl."""
+    picture_cache: Path | None = None
+    """A folder of pictures that runs share: what was drawn before with the same model and settings is linked."""
+
+    filter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Only rows that meet a condition, such as "nudity_percentage > 50"; all conditions, if given several times."""
+    id_column: str | None = None
+    """The prompts' column of unique names; "none" numbers the rows."""
+    prompt_column: str | None = None
+    """The column of prompts; found by its usual names by default, like the others."""
+    seed_column: str | None = None
+    """The column of seeds; "none" gives seeds by --seed."""
+    guidance_scale_column: str | None = None
+    """The column of guidance; "none" draws all rows with --guidance_scale."""
+    num_inference_steps_column: str | None = None
+    """The column of steps; "none" draws all rows with --num_inference_steps."""
+    height_column: str | None = None
+    """The column of heights; "none" draws all rows with --height."""
+    width_column: str | None = None
+    """The column of widths; "none" draws all rows with --width."""
+    extra_column: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Columns to keep in the records; all by default."""
+
+    def __post_init__(self) -> None:
+        for name in ("output_dir", "patch", "unet_weights", "picture_cache"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value).expanduser())
+        hints = get_type_hints(type(self))
+        for name in ("scheduler", "mixed_precision"):
+            if getattr(self, name) not in get_args(hints[name]):
+                choices = ", ".join(get_args(hints[name]))
+                raise ValueError(f"{name} must be one of {choices}; got {getattr(self, name)!r}.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+
+    def rows(self) -> list[PromptRow]:
+        """The pictures that the prompts ask for."""
+        columns: dict[str, Any] = {f.name: getattr(self, f"{f.name}_column") for f in fields(PromptColumns)}
+        columns["extra"] = self.extra_column or None
+        return load_prompts(
+            self.prompts,
+            columns=PromptColumns(**columns),
+            filters=[PromptFilter.parse(text) for text in self.filter],
+            seed=self.seed,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            height=self.height,
+            width=self.width,
+            num_images_per_prompt=self.num_images_per_prompt,
+            max_prompts=self.max_prompts,
+        )
+
+    def source(self) -> "ModelSource":
+        """The model to draw with."""
+        from .pipelines import ModelSource
+
+        return ModelSource(
+            pretrained_model_name_or_path=self.pretrained_model_name_or_path,
+            revision=self.revision,
+            variant=self.variant,
+            patch=self.patch,
+            unet_weights=self.unet_weights,
+        )
+
+
+def run_generate(config: GenerateConfig) -> Path:
+    """The command: draw, score if asked to, and say where the pictures are."""
+    rows, source = config.rows(), config.source()
+    source.check()
+    scorers = _scorers(config)
+    accelerator = inference_accelerator(config.mixed_precision)
+    if config.overwrite_output_dir:
+        remove_pictures(config.output_dir, accelerator)
+    generate(
+        rows,
+        source,
+        config.output_dir,
+        accelerator=accelerator,
+        batch_size=config.batch_size,
+        scheduler=config.scheduler,
+        scorers=scorers,
+        picture_cache=config.picture_cache,
+    )
+    if accelerator.is_main_process:
+        if scorers:
+            from .scoring import score_folder
+
+            score_folder(config.output_dir, scorers)
+        print(f"{len(rows)} pictures are in {config.output_dir}, with records.jsonl.", file=sys.stderr)
+    accelerator.end_training()
+    return config.output_dir
+
+
+def _scorers(config: GenerateConfig) -> "list[Scorer]":
+    if not config.nudenet:
+        return []
+    from .nudity import NudityScorer
+
+    scorer = NudityScorer()
+    scorer.fingerprint()  # a missing package is an error now, not after the pictures
+    return [scorer]
+
+
+def generate(
+    rows: Sequence[PromptRow],
+    source: "ModelSource",
+    folder: Path,
+    *,
+    accelerator: "Accelerator",
+    batch_size: int = 8,
+    scheduler: str = "default",
+    scorers: "Sequence[Scorer]" = (),
+    picture_cache: Path | None = None,
+    progress: bool = True,
+) -> "list[Record]":
+    """Draw what `folder` does not hold yet and return all records, in the order of the rows, on every process.
+
+    Batches are taken in turns by the processes. Pictures are written, and on a single process looked at by `scorers`,
+    while the next ones are drawn; several processes leave that to `score_folder`, as do rows whose scores a crash took.
+    `picture_cache` is a folder that evaluations share: equal pictures are linked from there.
+
+    Raises ValueError for rows, a model or a folder that do not fit, FloatingPointError for a model that draws NaN
+    (single such pictures are recorded with `broken: true`), OSError for a full disk; finished records stay.
+    """
+    from tqdm.auto import tqdm
+
+    from .picture_folder import PictureCache, PictureFolder, PictureStore, Writer
+    from .pipelines import Artist
+    from .scoring import ScoreFile, distinct_scorers
+
+    check_rows(rows)
+    batches = batches_of(rows, batch_size)
+    settings = generation_settings(rows, source, accelerator, batch_size, scheduler)
+    pictures = PictureFolder(folder, rows)
+    done = _open(pictures, settings, accelerator)
+
+    index, count = accelerator.process_index, accelerator.num_processes
+    mine = [batch for batch in batches[index::count] if any(row.id not in done for row in batch)]
+    missing = [row for batch in mine for row in batch if row.id not in done]
+    cache = PictureCache(picture_cache, settings) if picture_cache else None
+    scores = [ScoreFile(folder, scorer) for scorer in distinct_scorers(scorers)] if count == 1 else []
+    artist = Artist(source, accelerator.device, scheduler, settings["mixed_precision"], sum(map(len, mine)))
+    if len(cache.find(missing) if cache else ()) < len(missing):
+        artist.open()  # ahead of the progress bar, whose rate is the drawing's
+    total, shows = len(rows) - len(done), progress and accelerator.is_main_process
+    with tqdm(total=total, desc="draw", unit="picture", disable=not (shows and total)) as bar:
+        with Writer(PictureStore(pictures, index, scores, cache)) as writer:
+            for batch in mine:
+                wanted = [row for row in batch if row.id not in done]
+                writer.put(_drawn(artist, cache, batch, wanted))
+                # The bar is the main process's: the others are taken to keep pace.
+                bar.update(min(len(wanted) * count, total - bar.n))
+        accelerator.wait_for_everyone()
+        bar.update(total - bar.n)
+    if accelerator.is_main_process:
+        pictures.merge()
+    accelerator.wait_for_everyone()
+    return pictures.records()
+
+
+def _open(pictures: Any, settings: dict[str, Any], accelerator: "Accelerator") -> "dict[str, Record]":
+    """Every process looks before the main one writes, and reads before any draws: all see the same."""
+    pictures.check(settings)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        pictures.open(settings)
+    accelerator.wait_for_everyone()
+    done = pictures.done()
+    accelerator.wait_for_everyone()
+    return done
+
+
+def _drawn(
+    artist: "Artist", cache: "PictureCache | None", batch: Sequence[PromptRow], missing: list[PromptRow]
+) -> "Batch":
+    """The missing rows' pictures: from the cache, else drawn with the whole batch, as they would have been at first."""
+    from .picture_folder import Batch
+
+    found: dict[str, Any] = cache.find(missing) if cache else {}
+    broken: set[str] = set()
+    if len(found) < len(missing):
+        drawn, finite = artist.draw(batch)
+        broken = {row.id for row, is_finite in zip(batch, finite) if not is_finite and row.id not in found}
+        found = {row.id: picture for row, picture in zip(batch, drawn)} | found
+    return Batch(missing, [found[row.id] for row in missing], broken)
+
+
+def batches_of(rows: Sequence[PromptRow], batch_size: int) -> list[list[PromptRow]]:
+    """Rows of equal steps, guidance and size together, in order, cut into batches."""
+    groups: dict[tuple[Any, ...], list[PromptRow]] = {}
+    for row in rows:
+        groups.setdefault((row.num_inference_steps, row.guidance_scale, row.height, row.width), []).append(row)
+    return [group[at : at + batch_size] for group in groups.values() for at in range(0, len(group), batch_size)]
+
+
+def generation_settings(
+    rows: Sequence[PromptRow], source: "ModelSource", accelerator: "Accelerator", batch_size: int, scheduler: str
+) -> dict[str, Any]:
+    """generation.json: everything that decides the pictures."""
+    from importlib.metadata import version
+
+    model = source.describe()
+    return {
+        "model": model["name"],
+        "model_class": model["class"],
+        "model_sha256": model["sha256"],
+        "scheduler": scheduler,
+        "mixed_precision": str(accelerator.mixed_precision),
+        "device": accelerator.device.type,
+        "batch_size": batch_size,
+        "num_rows": len(rows),
+        "rows_sha256": rows_digest(rows),
+        "packages": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+    }
+
+
+def inference_accelerator(mixed_precision: str = "auto") -> "Accelerator":
+    """An accelerator for drawing, with all cores shared evenly by the processes of this machine."""
+    from ..devices import make_accelerator
+
+    return make_accelerator(mixed_precision)
+
+
+def remove_pictures(folder: Path, accelerator: "Accelerator") -> None:
+    """Remove an earlier run's folder; ValueError when it holds something else."""
+    from .picture_folder import SETTINGS_FILE
+
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS_FILE).is_file():
+        raise ValueError(f"{folder} holds files that no run of ours wrote; give another --output_dir.")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+    accelerator.wait_for_everyone()

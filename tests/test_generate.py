@@ -1,0 +1,561 @@
+"""Pictures of prompt rows: the same noise for a row whatever the batch or the number of processes; a job that is killed
+anywhere and run again ends with the records and bytes of one that was not; finished records are never lost.
+"""
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import tyro
+from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from erase.evaluate import generate as generation
+from erase.evaluate import pipelines
+from erase.evaluate.generate import GenerateConfig, batches_of, generate, run_generate
+from erase.evaluate.pipelines import SCHEDULERS, ModelSource, draw, open_pipeline
+from erase.evaluate.prompts import PromptRow
+from erase.evaluate.scoring import Answers, Record, Scorer, load_scored, score_folder
+from erase.files import read_json_lines
+from erase.patch import make_patch, save_patch
+from tiny import each_family
+
+TinyFolder = Callable[[str], Path]
+ROOT = Path(__file__).parents[1]
+
+
+def prompt_rows(count: int = 10, **changes: Any) -> list[PromptRow]:
+    """Rows of two sizes and guidances, in turns, with seeds beyond 2³¹."""
+    return [
+        PromptRow(
+            id=f"r{n}",
+            prompt=f'cat {n},\n"sat"',
+            seed=2**31 + 2**40 * (n % 2) + n,
+            guidance_scale=4.0 + (n % 3 == 0),
+            num_inference_steps=2,
+            **_size(n) | {"extra": {"role": "target"}} | changes,
+        )
+        for n in range(count)
+    ]
+
+
+def _size(n: int) -> dict[str, int]:
+    return {"height": 16, "width": 24} if n % 4 == 3 else {}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Toy networks are quickest on one, and the processes that are started here have one as well."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def drawn(tiny: TinyFolder, tmp_path: Path) -> Callable[..., list[Record]]:
+    """generate() with the tiny pipeline, into `out` below the test's folder."""
+
+    def run(
+        rows: Sequence[PromptRow] | None = None, out: str = "out", source: ModelSource | None = None, **options: Any
+    ) -> list[Record]:
+        source = source or ModelSource(pretrained_model_name_or_path=str(tiny("sd1")))
+        options = {"accelerator": Accelerator(cpu=True), "batch_size": 4, "progress": False} | options
+        return generate(prompt_rows() if rows is None else rows, source, tmp_path / out, **options)
+
+    return run
+
+
+def picture(folder: Path, record: Record) -> np.ndarray:
+    return np.asarray(Image.open(folder / record["file"])).astype(int)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file's bytes, but generation.json's, which names the model's path."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "generation.json")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+class Mean(Scorer):
+    """The mean of each picture, as column and feature."""
+
+    name = "mean"
+    dimensions = 1
+
+    def __init__(self, fail_at: str | None = None):
+        self.fail_at, self.seen, self.threads = fail_at, [], set()
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"version": 1}
+
+    def score(self, pictures: Sequence[np.ndarray], records: Sequence[Record]) -> Answers:
+        if self.fail_at in [record["id"] for record in records]:
+            raise RuntimeError("the detector broke")
+        self.seen += [record["id"] for record in records]
+        self.threads.add(threading.current_thread())
+        means = [float(p.mean()) for p in pictures]
+        return Answers([{"mean": mean} for mean in means], np.array(means, np.float32)[:, None])
+
+
+def test_pictures_records_and_settings(drawn: Callable[..., list[Record]], tmp_path: Path) -> None:
+    rows = prompt_rows()
+    records = drawn(rows)
+    assert [r["id"] for r in records] == [row.id for row in rows]
+    assert records == read_json_lines(tmp_path / "out" / "records.jsonl")
+    assert records[3] == rows[3].as_record()
+    assert picture(tmp_path / "out", records[3]).shape == (16, 24, 3)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"images", "records.jsonl", "generation.json"}
+    settings = json.loads((tmp_path / "out" / "generation.json").read_text())
+    assert settings["model_class"] == "StableDiffusionPipeline" and settings["num_rows"] == 10
+    before = contents(tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert drawn(rows) == records
+    assert contents(tmp_path / "out") == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == times
+
+
+def test_rows_of_equal_settings_share_batches() -> None:
+    batches = batches_of(prompt_rows(), 3)
+    assert [[row.id for row in batch] for batch in batches] == [["r0", "r6", "r9"], ["r1", "r2", "r4"], ["r5", "r8"],
+                                                                ["r3"], ["r7"]]  # fmt: skip
+
+
+def test_batch_size_does_not_matter(drawn: Callable[..., list[Record]], tmp_path: Path) -> None:
+    one = drawn(out="one", batch_size=1)
+    for size in (3, 16):
+        for a, b in zip(one, drawn(out=f"by-{size}", batch_size=size), strict=True):
+            assert a == b
+            assert abs(picture(tmp_path / "one", a) - picture(tmp_path / f"by-{size}", b)).max() <= 2
+    assert (picture(tmp_path / "one", one[0]) != picture(tmp_path / "one", one[1])).any()
+
+
+@each_family
+def test_every_family_draws(family: str, tiny: TinyFolder, drawn: Callable[..., list[Record]]) -> None:
+    source = ModelSource(pretrained_model_name_or_path=str(tiny(family)))
+    (record,) = drawn(prompt_rows(1), source=source, out=family)
+    assert (record["height"], record["width"]) == (16, 16)
+
+
+def test_generator_is_the_seed_alone(tiny: TinyFolder) -> None:
+    """The same as a script that calls the pipeline by itself."""
+    pipe = open_pipeline(ModelSource(pretrained_model_name_or_path=str(tiny("sd1"))))
+    (row,) = prompt_rows(1)
+    pictures, finite = draw(pipe, [row])
+    stock = StableDiffusionPipeline.from_pretrained(tiny("sd1"))
+    generator = torch.Generator().manual_seed(row.seed)
+    expected = stock(row.prompt, num_inference_steps=2, guidance_scale=5.0, generator=generator).images[0]
+    assert np.array_equal(pictures[0], np.asarray(expected)) and finite.all()
+
+
+def test_autocast(drawn: Callable[..., list[Record]], tmp_path: Path) -> None:
+    drawn(prompt_rows(2), accelerator=Accelerator(cpu=True, mixed_precision="bf16"))
+    assert json.loads((tmp_path / "out" / "generation.json").read_text())["mixed_precision"] == "bf16"
+
+
+def test_schedulers(tiny: TinyFolder) -> None:
+    source = ModelSource(pretrained_model_name_or_path=str(tiny("sd1")))
+    pictures = {}
+    for name in ("default", *SCHEDULERS):
+        pipe = open_pipeline(source, scheduler=name)
+        assert name == "default" or type(pipe.scheduler).__name__ == SCHEDULERS[name]
+        assert pipe.scheduler.config.get("clip_sample") in (False, None)
+        pictures[name] = draw(pipe, prompt_rows(1))[0].tobytes()
+    assert pictures["ddim"] == pictures["default"] and len(set(pictures.values())) == len(SCHEDULERS)
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler, which ddim cannot stand in for"):
+        open_pipeline(ModelSource(pretrained_model_name_or_path=str(tiny("sd3"))), scheduler="ddim")
+    with pytest.raises(ValueError, match="Unknown scheduler 'dim'"):
+        open_pipeline(source, scheduler="dim")
+
+
+@pytest.fixture
+def erased(tiny: TinyFolder, tmp_path: Path) -> dict[str, Path]:
+    """One erasure as a folder, a patch, and partial weights under both kinds of names."""
+    pipe = StableDiffusionPipeline.from_pretrained(tiny("sd1"))
+    base = {name: weight.detach().clone() for name, weight in pipe.unet.named_parameters()}
+    moved = {name for name in base if "attn2" in name}
+    with torch.no_grad():
+        for name in moved:
+            pipe.unet.get_parameter(name).mul_(-3)
+    pipe.save_pretrained(tmp_path / "erased")
+    weights = {name: weight.detach() for name, weight in pipe.unet.named_parameters()}
+    save_patch(make_patch(base, weights, "unet", {}), tmp_path / "erase-patch.safetensors")
+    partial = {name: weights[name].contiguous() for name in moved}
+    save_file(partial, tmp_path / "esd.safetensors")
+    save_file({f"unet.{name}": weight for name, weight in partial.items()}, tmp_path / "prefixed.safetensors")
+    names = {"patch": "erase-patch", "unet_weights": "esd", "prefixed": "prefixed"}
+    return {"folder": tmp_path / "erased"} | {key: tmp_path / f"{name}.safetensors" for key, name in names.items()}
+
+
+def test_an_erasure_is_the_same_in_every_form(
+    erased: dict[str, Path], tiny: TinyFolder, drawn: Callable[..., list[Record]], tmp_path: Path
+) -> None:
+    base = str(tiny("sd1"))
+    sources = {
+        "folder": ModelSource(pretrained_model_name_or_path=str(erased["folder"])),
+        "patch": ModelSource(pretrained_model_name_or_path=base, patch=erased["patch"]),
+        "esd": ModelSource(pretrained_model_name_or_path=base, unet_weights=erased["unet_weights"]),
+        "prefixed": ModelSource(pretrained_model_name_or_path=base, unet_weights=erased["prefixed"]),
+    }
+    rows = prompt_rows(2)
+    for name, source in sources.items():
+        drawn(rows, out=name, source=source)
+        assert contents(tmp_path / name) == contents(tmp_path / "folder"), name
+    drawn(rows, out="base")
+    assert contents(tmp_path / "base") != contents(tmp_path / "folder")
+    hashes = [source.sha256() for source in sources.values()]
+    assert len(set(hashes)) == 4 and ModelSource(pretrained_model_name_or_path=base).sha256() not in hashes
+    assert sources["patch"].label.endswith("+ erase-patch.safetensors")
+
+
+def test_weights_that_do_not_fit(erased: dict[str, Path], tiny: TinyFolder, tmp_path: Path) -> None:
+    good = load_file(erased["unet_weights"])
+    name, weight = next(iter(good.items()))
+
+    def opened(weights: dict[str, torch.Tensor]) -> None:
+        save_file(weights, tmp_path / "bad.safetensors")
+        unet_weights = tmp_path / "bad.safetensors"
+        open_pipeline(ModelSource(pretrained_model_name_or_path=str(tiny("sd1")), unet_weights=unet_weights))
+
+    with pytest.raises(ValueError, match=rf"1 of {len(good) + 1} weights(.|\n)*no such weight; did you mean {name}"):
+        opened(good | {name.replace("attn2", "attn3"): weight.clone()})
+    with pytest.raises(ValueError, match=r"\(3,\) where the base has"):
+        opened({name: torch.zeros(3)})
+    with pytest.raises(ValueError, match=r"and 2 more"):
+        opened({f"transformer.{n}": torch.zeros(1) for n in range(7)})
+    with pytest.raises(ValueError, match="holds no weights"):
+        opened({})
+    with pytest.raises(ValueError, match="weights twice"):
+        opened({name: weight, f"unet.{name}": weight.clone()})
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"unet_weights": "esd.pt"}, "is a pickle.*\n.*torch.load.*weights_only=True"),
+        ({"unet_weights": "no.safetensors"}, "no.safetensors does not exist"),
+        ({"patch": "cut.safetensors"}, "is not a whole safetensors file"),
+        ({"patch": "empty.safetensors"}, "is not an erase patch"),
+        ({"patch": "empty.safetensors", "unet_weights": "empty.safetensors"}, "not both"),
+        ({"pretrained_model_name_or_path": "cavnas"}, "Did you mean 'canvas'"),
+        ({"pretrained_model_name_or_path": "."}, "holds no model_index.json"),
+        ({"pretrained_model_name_or_path": "inpaint"}, "which is no text-to-image pipeline"),
+        ({"pretrained_model_name_or_path": "odd"}, "which diffusers .* does not have"),
+    ],
+)
+def test_models_that_cannot_be_opened(
+    source: dict[str, str], message: str, tiny: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "esd.pt").write_bytes(b"\x80\x02")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
+    save_file({"a": torch.zeros(1)}, tmp_path / "empty.safetensors")
+    for name, class_name in (("inpaint", "StableDiffusionInpaintPipeline"), ("odd", "MyPipeline")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_index.json").write_text(json.dumps({"_class_name": class_name}))
+    files = {key: Path(value) for key, value in source.items() if key in ("patch", "unet_weights")}
+    with pytest.raises(ValueError, match=message):
+        open_pipeline(ModelSource(**{"pretrained_model_name_or_path": str(tiny("sd1"))} | source | files))
+
+
+def test_other_settings_and_foreign_folders_are_refused(
+    drawn: Callable[..., list[Record]], tiny: TinyFolder, tmp_path: Path
+) -> None:
+    drawn(prompt_rows(3))
+    with pytest.raises(ValueError, match=r"other settings:\n  scheduler: default there, ddpm now"):
+        drawn(prompt_rows(3), scheduler="ddpm")
+    with pytest.raises(ValueError, match="num_rows: 3 there, 4 now"):
+        drawn(prompt_rows(4))
+    with pytest.raises(ValueError, match="model_sha256"):
+        drawn(prompt_rows(3), source=ModelSource(pretrained_model_name_or_path=str(tiny("sd2"))))
+    drawn(prompt_rows(3), batch_size=1)  # nothing is missing, so nothing would be drawn in other batches
+    (tmp_path / "out" / "images" / "r1.png").unlink()
+    with pytest.raises(ValueError, match="batch_size: 4 there, 1 now"):
+        drawn(prompt_rows(3), batch_size=1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="files that no run of ours wrote"):
+        drawn(out="mine")
+    with pytest.raises(ValueError, match="no row is left"):
+        drawn([])
+    with pytest.raises(ValueError, match="id 'r0' is there twice"):
+        drawn(prompt_rows(1) * 2)
+
+
+def test_a_removed_picture_comes_back_the_same(drawn: Callable[..., list[Record]], tmp_path: Path) -> None:
+    records = drawn()
+    before = contents(tmp_path / "out")
+    for name in ("r1", "r7"):
+        (tmp_path / "out" / "images" / f"{name}.png").unlink()
+    assert drawn() == records
+    assert contents(tmp_path / "out") == before
+
+
+def test_cache_is_shared_and_changes_nothing(
+    drawn: Callable[..., list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, cache = prompt_rows(), tmp_path / "cache"
+    drawn(rows, out="plain")
+    drawn(rows[:2], out="first", picture_cache=cache)
+    assert len(list(cache.rglob("*.png"))) == 2
+    drawn(rows, out="all", picture_cache=cache)
+    assert contents(tmp_path / "all") == contents(tmp_path / "plain")
+    shared = next(
+        path for path in cache.rglob("*.png") if path.read_bytes() == contents(tmp_path / "all")["images/r0.png"]
+    )
+    assert shared.stat().st_nlink == 3
+
+    monkeypatch.setattr(pipelines, "open_pipeline", lambda *_, **__: pytest.fail("everything was in the cache"))
+    monkeypatch.setattr(os, "link", _no_links)
+    scorer = Mean()
+    drawn(rows, out="again", picture_cache=cache, scorers=[scorer])
+    assert contents(tmp_path / "again").items() >= contents(tmp_path / "plain").items()
+    assert sorted(scorer.seen) == sorted(row.id for row in rows)
+    shared.write_bytes(b"cut")
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        drawn(rows, out="spoilt", picture_cache=cache)
+
+
+def _no_links(*_: object) -> None:
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+
+def test_scores_are_made_beside_generation(drawn: Callable[..., list[Record]], tmp_path: Path) -> None:
+    scorer = Mean()
+    records = drawn(scorers=[scorer, scorer])
+    assert sorted(scorer.seen) == sorted(record["id"] for record in records)
+    assert len(scorer.threads) == 1 and threading.main_thread() not in scorer.threads
+    scored = load_scored(tmp_path / "out")
+    means = [picture(tmp_path / "out", record).mean() for record in records]
+    assert [record["mean"] for record in scored.records] == pytest.approx(means)
+    assert scored.features["mean"][:, 0] == pytest.approx(means, rel=1e-6)
+
+
+def test_errors_beside_generation_surface_and_lose_nothing(drawn: Callable[..., list[Record]], tmp_path: Path) -> None:
+    rows = prompt_rows(40, height=None, width=None)
+    with pytest.raises(RuntimeError, match="the detector broke"):
+        drawn(rows, scorers=[Mean(fail_at="r9")])
+    kept = read_json_lines(tmp_path / "out" / "records-0.jsonl")
+    assert 4 <= len(kept) < 40
+    scorer = Mean()
+    drawn(rows, scorers=[scorer])
+    score_folder(tmp_path / "out", [scorer], progress=False)
+    drawn(rows, out="whole", scorers=[Mean()])
+    pictures = {name: data for name, data in contents(tmp_path / "whole").items() if not name.startswith("scores")}
+    assert contents(tmp_path / "out").items() >= pictures.items()
+    assert [r["mean"] for r in load_scored(tmp_path / "out").records] == [
+        r["mean"] for r in load_scored(tmp_path / "whole").records
+    ]
+
+
+def test_full_disk_keeps_what_is_finished(drawn: Callable[..., list[Record]], tmp_path: Path) -> None:
+    rows = prompt_rows(16, height=None, width=None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # the record file's second or third batch will not fit
+    try:
+        with pytest.raises(OSError, match="every record that was finished is kept.*run the same command again"):
+            drawn(rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert 4 <= len(read_json_lines(tmp_path / "out" / "records-0.jsonl")) < 16
+    drawn(rows)
+    drawn(rows, out="whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_model_of_nans_is_refused(tiny: TinyFolder, drawn: Callable[..., list[Record]], tmp_path: Path) -> None:
+    weights = load_file(tiny("sd1") / "unet" / "diffusion_pytorch_model.safetensors")
+    save_file({"conv_out.bias": weights["conv_out.bias"] * float("nan")}, tmp_path / "nan.safetensors")
+    source = ModelSource(pretrained_model_name_or_path=str(tiny("sd1")), unet_weights=tmp_path / "nan.safetensors")
+    for size, kept in ((16, 0), (3, 6)):
+        with pytest.raises(
+            FloatingPointError, match=r"drew 8 pictures of NaN or infinity in a row.*mixed_precision no"
+        ):
+            drawn(prompt_rows(30, height=None, width=None), out=str(size), source=source, batch_size=size)
+        part = tmp_path / str(size) / "records-0.jsonl"
+        assert len(read_json_lines(part) if part.exists() else []) == kept
+
+
+def test_a_single_broken_picture_is_flagged(
+    drawn: Callable[..., list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(pipe: Any, rows: Sequence[PromptRow], autocast: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        pictures, finite = draw(pipe, rows, autocast)
+        return pictures, finite & np.array([row.id != "r2" for row in rows])
+
+    monkeypatch.setattr(pipelines, "draw", spoilt)
+    records = drawn(picture_cache=tmp_path / "cache")
+    assert [record["id"] for record in records if record.get("broken")] == ["r2"]
+    assert len(list((tmp_path / "cache").rglob("*.png"))) == len(records) - 1
+
+
+# Every child is killed at one of the moments at which the files change, then the next one goes on where it stopped.
+KILLED = """
+import os, random, signal, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+os.environ["HF_HUB_OFFLINE"] = "1"
+import torch
+from accelerate import Accelerator
+import erase.files, erase.evaluate.picture_folder as pictures, erase.evaluate.scoring as scoring
+from erase.evaluate.generate import generate
+from erase.evaluate.pipelines import ModelSource, open_pipeline
+from test_generate import Mean, prompt_rows
+torch.set_num_threads(1)
+open_pipeline(ModelSource(pretrained_model_name_or_path={model!r}))  # what it imports is imported once
+
+def job(folder, fatal):
+    moments = 0
+    def counted(before, torn=None):
+        def call(*args, **kwargs):
+            nonlocal moments
+            moments += 1
+            if moments == fatal:
+                if torn:
+                    torn(*args)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return before(*args, **kwargs)
+        return call
+    def half_a_batch(path, rows):
+        before_append(path, rows)
+        path.write_bytes(path.read_bytes()[:-150])
+    before_append = erase.files.append_lines
+    pictures.append_lines = counted(before_append, half_a_batch)
+    scoring.append_lines = counted(before_append, half_a_batch)
+    Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
+    os.fsync = counted(os.fsync)
+    source = ModelSource(pretrained_model_name_or_path={model!r})
+    accelerator = Accelerator(cpu=True)
+    generate(prompt_rows(), source, folder, accelerator=accelerator, batch_size=4, scorers=[Mean()], progress=False)
+    Path(str(folder) + ".moments").write_text(str(moments))
+
+def child(folder, fatal=None):
+    process = os.fork()
+    if not process:
+        try:
+            job(folder, fatal)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(process, 0)[1]
+
+out = Path({out!r})
+assert child(out / "whole") == 0
+total = int((out / "whole.moments").read_text())
+# Five at random, one of them twice, and where the parts are joined.
+for at, fatal in enumerate([*random.Random(0).sample(range(3, total - 4), 5), total]):
+    for moment in [fatal, total // 2][: 2 - min(at, 1)]:
+        status = child(out / f"killed-{{at}}", moment)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (at, moment, status)
+    assert child(out / f"killed-{{at}}") == 0
+"""
+
+
+def test_killed_at_any_moment_and_resumed(tiny: TinyFolder, tmp_path: Path) -> None:
+    program = KILLED.format(tests=str(ROOT / "tests"), model=str(tiny("sd1")), out=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folders = sorted(path for path in tmp_path.glob("killed-*") if path.is_dir())
+    assert len(folders) == 6
+    for folder in folders:
+        score_folder(folder, [Mean()], progress=False)
+        ours, whole = load_scored(folder), load_scored(tmp_path / "whole")
+        assert ours.records == whole.records and np.array_equal(ours.features["mean"], whole.features["mean"])
+        for kind in ("images", "records"):
+            both = [{n: d for n, d in contents(f).items() if n.startswith(kind)} for f in (folder, tmp_path / "whole")]
+            assert both[0] == both[1], folder
+
+
+TWO = """
+import sys
+sys.path[:0] = [{tests!r}]
+from pathlib import Path
+from erase.evaluate.generate import generate, inference_accelerator
+from erase.evaluate.pipelines import ModelSource, open_pipeline
+from test_generate import Mean, prompt_rows
+accelerator = inference_accelerator("no")
+assert accelerator.num_processes == 2
+for name, count in (("two", 10), ("begun", 10), ("one-row", 1)):
+    source = ModelSource(pretrained_model_name_or_path={model!r})
+    records = generate(prompt_rows(count), source, Path({out!r}) / name, accelerator=accelerator, batch_size=4,
+                       scorers=[Mean()])
+    assert [record["id"] for record in records] == [row.id for row in prompt_rows(count)]
+accelerator.end_training()
+"""
+
+
+def test_two_processes_equal_one(drawn: Callable[..., list[Record]], tiny: TinyFolder, tmp_path: Path) -> None:
+    records = drawn(out="one")
+    # A folder that one process began: a batch of its records and pictures.
+    (tmp_path / "begun" / "images").mkdir(parents=True)
+    begun = [record for record in records if record["id"] in ("r0", "r6")]
+    lines = "".join(json.dumps(record) + "\n" for record in begun)
+    (tmp_path / "begun" / "records-5.jsonl").write_text(lines)
+    (tmp_path / "begun" / "generation.json").write_bytes((tmp_path / "one" / "generation.json").read_bytes())
+    for record in begun:
+        (tmp_path / "begun" / record["file"]).write_bytes((tmp_path / "one" / record["file"]).read_bytes())
+
+    (tmp_path / "two.py").write_text(TWO.format(tests=str(ROOT / "tests"), model=str(tiny("sd1")), out=str(tmp_path)))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "two.py")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("draw:   0%") == 3  # bars of the main process alone, over what is missing everywhere
+    assert all(end in done.stderr for end in ("10/10", "8/8", "1/1"))
+    for name, expected in (("two", records), ("begun", records), ("one-row", records[:1])):
+        assert read_json_lines(tmp_path / name / "records.jsonl") == expected
+        for record in expected:
+            difference = picture(tmp_path / "one", record) - picture(tmp_path / name, record)
+            assert abs(difference).max() <= 2
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"images", "records.jsonl", "generation.json"}
+
+
+def test_the_command(tiny: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.csv").write_text("prompt,weight,sd_seed\na cat,3,5\na dog,7,4261553411\nan owl,9,6\n")
+    flags = [
+        "--prompts", str(tmp_path / "p.csv"), "--pretrained_model_name_or_path", str(tiny("sd1")),
+        "--output_dir", str(tmp_path / "out"), "--num_inference_steps", "2", "--mixed_precision", "no",
+        "--filter", "weight > 5", "--filter", "weight < 9", "--num_images_per_prompt", "2", "--extra_column", "weight",
+    ]  # fmt: skip
+    config = tyro.cli(GenerateConfig, args=flags, use_underscores=True)
+    assert run_generate(config) == tmp_path / "out"
+    assert "2 pictures are in" in capsys.readouterr().err
+    records = read_json_lines(tmp_path / "out" / "records.jsonl")
+    assert [(r["id"], r["seed"], r["weight"]) for r in records] == [
+        ("000001-0", 4261553411, 7),
+        ("000001-1", 4261553412, 7),
+    ]
+    other = tyro.cli(GenerateConfig, args=[*flags, "--scheduler", "euler"], use_underscores=True)
+    with pytest.raises(ValueError, match="other settings"):
+        run_generate(other)
+    run_generate(tyro.cli(GenerateConfig, args=[*flags, "--scheduler", "euler", "--overwrite_output_dir"]))
+    assert json.loads((tmp_path / "out" / "generation.json").read_text())["scheduler"] == "euler"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="files that no run of ours wrote"):
+        run_generate(GenerateConfig(prompts=str(tmp_path / "p.csv"), pretrained_model_name_or_path=str(tiny("sd1")),
+                                    output_dir=tmp_path / "mine", overwrite_output_dir=True))  # fmt: skip
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_config_is_light_and_strict() -> None:
+    code = "import sys, erase.evaluate.generate; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "False\n"
+    with pytest.raises(ValueError, match="scheduler must be one of default, ddim"):
+        GenerateConfig(prompts="nudity", scheduler="dim")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        GenerateConfig(prompts="nudity", batch_size=0)
+    assert set(generation.get_type_hints(GenerateConfig)["scheduler"].__args__) == {"default", *SCHEDULERS}
