@@ -1,0 +1,31 @@
+"""`erase report`: a folder with an evaluation to report.json and a page that opens from the disk without a network.
+
+report.json   every figure, table and sentence of the page, with the sha256 of the files that they come from
+report.html   the same for people: style, script and pictures are inside
+"""
+
+from pathlib import Path
+
+from ..files import write_json, write_text
+from .collect import collect
+from .figures import markdown_table
+from .page import render
+
+REPORT_FILE = "report.json"
+PAGE_FILE = "report.html"
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.json and report.html into a run folder (evaluation/ inside) or an evaluation's; returns the page.
+
+    Raises ValueError when nothing was measured there, or when its files are damaged or do not belong together; both
+    files are made before either is written.
+    """
+    report = collect(folder)
+    page = render(report, folder)
+    write_json(folder / REPORT_FILE, report)
+    write_text(folder / PAGE_FILE, page)
+    return folder / PAGE_FILE
+
+
+__all__ = ["markdown_table", "write_report"]
