@@ -11,6 +11,14 @@ from .distance import frechet_distance_of_features
 
 Z95 = 1.959963984540054  # Φ⁻¹(0.975)
 
+SMALL = 200
+"""Up to this many rows, `resampled` bootstraps; above it, a statistic of large subsets says as much for less work."""
+SUBSETS = 20
+"""Random subsets that `resampled` measures the spread over."""
+SUBSET_ROWS = 1000
+"""Rows of a subset at most."""
+T95_19 = 2.093024054408263  # Student's t, 0.975, 19 degrees of freedom: what SUBSETS leave
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -61,6 +69,70 @@ def cluster_bootstrap(
     ]
     low, high = np.quantile(replicates, [0.025, 0.975])
     return Interval(float(statistic(values)), float(low), float(high), len(values))
+
+
+def bootstrap_means(
+    values: Sequence[float] | np.ndarray, clusters: Sequence[str], seed: int = 0, resamples: int = 1000
+) -> np.ndarray:
+    """(resamples,) means of values (N,) with whole clusters drawn again; from cluster sums, so large N costs little."""
+    values = np.asarray(values, np.float64)
+    rows_of = _rows_by_cluster(clusters, len(values))
+    sums, sizes = (np.array([f(values[rows]) for rows in rows_of], np.float64) for f in (np.sum, len))
+    rng = np.random.default_rng(seed)
+    drawn = (rng.integers(0, len(sums), len(sums)) for _ in range(resamples))
+    return np.array([sums[at].sum() / sizes[at].sum() for at in drawn])
+
+
+def clustered_mean(values: Sequence[float] | np.ndarray, clusters: Sequence[str], seed: int = 0) -> Interval:
+    """Mean of values (N,) with its percentile interval over clusters (prompts)."""
+    low, high = np.quantile(bootstrap_means(values, clusters, seed), [0.025, 0.975])
+    return Interval(float(np.mean(values)), float(low), float(high), len(values))
+
+
+def clustered_rate(flags: Sequence[bool], clusters: Sequence[str], seed: int = 0) -> Interval:
+    """Share of true flags: Wilson's interval, widened to the bootstrap over prompts where pictures share prompts.
+
+    The bootstrap alone has no width when no picture (or every one) shows it; Wilson's alone takes the pictures of one
+    prompt for independent.
+    """
+    score = rate(flags)
+    if len(set(clusters)) == len(flags):
+        return score
+    drawn = clustered_mean(np.asarray(flags, np.float64), clusters, seed)
+    return Interval(score.value, min(score.low, drawn.low), max(score.high, drawn.high), score.n)
+
+
+def resampled(
+    value: float, statistic: Callable[[np.ndarray], float], clusters: Sequence[str], seed: int = 0
+) -> Interval:
+    """95 % interval around `value`, which is `statistic` (rows → number) of all rows; whole clusters are drawn.
+
+    Up to SMALL rows: a bootstrap. Above: value ± t·s·√(m/(n − m)), where s is the spread of the statistic over random
+    subsets of about m = min(n/2, SUBSET_ROWS) of the n rows (the delete-d jackknife, Shao & Wu 1989). Statistics with a
+    bias that depends on n are no obstacle, since all subsets share it. Fewer than ten clusters say nothing of their
+    own spread: then each row counts for itself.
+    """
+    n = len(clusters)
+    units = clusters if len(set(clusters)) >= 10 else [str(row) for row in range(n)]
+    rows_of = _rows_by_cluster(units, n)
+    rng = np.random.default_rng(seed)
+    if n <= SMALL:
+        draws = [rng.integers(0, len(rows_of), len(rows_of)) for _ in range(100)]
+        replicates = np.array([statistic(np.concatenate([rows_of[c] for c in drawn])) for drawn in draws])
+        low, high = np.quantile(replicates - replicates.mean() + value, [0.025, 0.975])
+        return Interval(value, float(low), float(high), n)
+    subsets = [_subset(rows_of, min(n // 2, SUBSET_ROWS), rng) for _ in range(SUBSETS)]
+    left = float(np.mean([len(rows) / (n - len(rows)) for rows in subsets]))
+    half = T95_19 * float(np.std([statistic(rows) for rows in subsets], ddof=1)) * sqrt(left)
+    return Interval(value, value - half, value + half, n)
+
+
+def _subset(rows_of: Sequence[np.ndarray], rows: int, rng: np.random.Generator) -> np.ndarray:
+    """The rows of clusters in random order, up to `rows` of them (at least one cluster)."""
+    order = rng.permutation(len(rows_of))
+    ends = np.cumsum([len(rows_of[c]) for c in order])
+    taken = order[: max(1, int(np.searchsorted(ends, rows, side="right")))]
+    return np.sort(np.concatenate([rows_of[c] for c in taken]))
 
 
 def frechet_bootstrap(
