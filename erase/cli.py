@@ -1,11 +1,12 @@
-"""The command line: `erase train`, `erase mask`, `erase patch`. Each flag is a field of `EraseConfig`."""
+"""The command line: `erase COMMAND`; a command's flags are the fields of its config."""
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -13,13 +14,17 @@ from .config import EraseConfig, layered, to_argv
 
 DESCRIPTION = """Concept erasure for text-to-image diffusion models.
 
-  erase train   erase concepts and export a diffusers pipeline
-  erase mask    only find the weights that carry a concept
-  erase patch   turn a base pipeline into an erased one with a patch file
+  erase train      erase concepts and export a diffusers pipeline
+  erase mask       only find the weights that carry a concept
+  erase patch      turn a base pipeline into an erased one with a patch file
+  erase generate   draw a table of prompts with any model
+  erase evaluate   draw a protocol's prompts with base and erased model, score both, compare
+  erase report     write the page that shows what was lost and what was kept
 
 `erase COMMAND --help` lists every flag. First try: erase train --pretrained_model_name_or_path canvas --concept cat
 """
 
+T = TypeVar("T")
 LAYERS = "\n\nFlags go on top of --config FILE.yaml (a path, or the name of a shipped one)."
 
 
@@ -51,6 +56,17 @@ def patch(
     output_dir.mkdir(parents=True)
     export_pipeline(denoiser, base, output_dir)
     print(f"The patched pipeline is in {output_dir}.")
+
+
+def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Write report.html and report.json into a run's folder or an evaluation's.
+
+    Args:
+        folder: output_dir of `erase train` or `erase evaluate`.
+    """
+    from .report import write_report
+
+    print(f"The report: {write_report(folder)}")
 
 
 def parse_config(arguments: Sequence[str], prog: str) -> EraseConfig:
@@ -100,17 +116,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(command: str, rest: list[str]) -> None:
-    if command == "train":
-        config = parse_config(rest, "erase train")
-        from .run import erase
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"unknown command {command!r}.{hint} The commands are {', '.join(COMMANDS)}.")
+    COMMANDS[command](rest)
 
-        erase(config)
-    elif command == "mask":
-        config = parse_config(rest, "erase mask")
-        from .run import build_only_mask
 
-        print(f"The mask is in {build_only_mask(config)}.")
-    elif command == "patch":
-        tyro.cli(patch, prog="erase patch", args=rest, use_underscores=True)
-    else:
-        raise ValueError(f"unknown command {command!r}; the commands are train, mask and patch.")
+def _train(rest: list[str]) -> None:
+    config = parse_config(rest, "erase train")
+    from .run import erase
+
+    erase(config)
+
+
+def _mask(rest: list[str]) -> None:
+    config = parse_config(rest, "erase mask")
+    from .run import build_only_mask
+
+    print(f"The mask is in {build_only_mask(config)}.")
+
+
+def _patch(rest: list[str]) -> None:
+    tyro.cli(patch, prog="erase patch", args=rest, use_underscores=True)
+
+
+def _generate(rest: list[str]) -> None:
+    from .evaluate.generate import GenerateConfig, run_generate
+
+    run_generate(_flags(GenerateConfig, "erase generate", rest))
+
+
+def _evaluate(rest: list[str]) -> None:
+    from .evaluate.config import EvaluateConfig, run_evaluate
+
+    run_evaluate(_flags(EvaluateConfig, "erase evaluate", rest))
+
+
+def _report(rest: list[str]) -> None:
+    tyro.cli(report, prog="erase report", args=rest, use_underscores=True)
+
+
+def _flags(config: type[T], prog: str, rest: list[str]) -> T:
+    return tyro.cli(config, prog=prog, args=rest, use_underscores=True, description=cleandoc(config.__doc__ or ""))
+
+
+COMMANDS = {
+    "train": _train,
+    "mask": _mask,
+    "patch": _patch,
+    "generate": _generate,
+    "evaluate": _evaluate,
+    "report": _report,
+}

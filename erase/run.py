@@ -1,7 +1,6 @@
 """One run from configuration to proof; every stage is a function of its own that can be called alone."""
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor
 
@@ -24,11 +22,13 @@ from .checkpoint import find_checkpoint, list_checkpoints
 from .concepts import Concept, load_concepts
 from .config import CANVAS, EraseConfig
 from .data import TrainingData, build_training_data, list_pictures
+from .devices import make_accelerator
 from .export import check_disk, export_pipeline, round_to_variant, write_card
 from .files import folder_hash, weights_hash, write_json, write_text
 from .forgetting import build_mask
 from .models import Denoiser, load_denoiser, resolve_model
 from .patch import PATCH_FILE, make_patch, save_patch
+from .report import markdown_table, write_report
 from .saliency import SaliencyMask
 from .trainer import Trainer
 
@@ -74,7 +74,7 @@ class Run:
         check_output_dir(config)
         self.base = resolve_model(config.pretrained_model_name_or_path, config.revision, config.variant)
         check_disk(self.base, config.output_dir)
-        self.accelerator = make_accelerator(config)
+        self.accelerator = run_accelerator(config)
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -180,10 +180,16 @@ class Run:
         write_json(folder / "losses.json", history)
         index = json.loads((folder / "model_index.json").read_text())
         write_json(folder / MANIFEST_FILE, self._manifest(mask, index["_class_name"]))
-        write_card(config, folder, index["_class_name"], f"```\n{table}\n```" if self.proved else table)
+        write_card(config, folder, index["_class_name"], self._results() if self.proved else table)
         for checkpoint in list_checkpoints(folder):
             shutil.rmtree(checkpoint.folder)
+        if self.proved:
+            self.say(f"The report: {write_report(folder)}")
         self.say(f"\n{table}\n\nThe erased pipeline is in {folder}; load it with DiffusionPipeline.from_pretrained.")
+
+    def _results(self) -> str:
+        """The model card's table."""
+        return markdown_table(json.loads((self.config.output_dir / "metrics.json").read_text()))
 
     def _manifest(self, mask: SaliencyMask, pipeline_class: str) -> dict[str, Any]:
         packages = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
@@ -231,18 +237,11 @@ def check_output_dir(config: EraseConfig) -> None:
     )
 
 
-def make_accelerator(config: EraseConfig) -> Accelerator:
+def run_accelerator(config: EraseConfig) -> Accelerator:
     """The accelerator that `config` asks for, with its trackers."""
-    precision = native_precision() if config.mixed_precision == "auto" else config.mixed_precision
     project = ProjectConfiguration(str(config.output_dir), str(config.output_dir / config.logging_dir))
-    if not torch.cuda.is_available():
-        # accelerate's launcher gives each CPU process one thread unless told otherwise.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("WORLD_SIZE", "1"))))
-    # One process may make several runs (a notebook, a benchmark), each with its own precision.
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=precision,
+    accelerator = make_accelerator(
+        config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.report_to,
         project_config=project,
@@ -253,14 +252,6 @@ def make_accelerator(config: EraseConfig) -> Accelerator:
     if config.report_to:
         accelerator.init_trackers("erase", {k: str(v) for k, v in config.as_dict().items()})
     return accelerator
-
-
-def native_precision() -> str:
-    """bf16 where the hardware multiplies it natively, else no."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "bf16" if features.get("avx512_bf16") or features.get("amx_bf16") else "no"
 
 
 def build_only_mask(config: EraseConfig) -> Path:

@@ -48,7 +48,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--pictures_per_class", type=int, default=120, help="for autoencoder and denoiser")
     parser.add_argument("--autoencoder_steps", type=int, default=1400)
     parser.add_argument("--decoder_steps", type=int, default=1200)
-    parser.add_argument("--denoiser_steps", type=int, nargs="+", default=[3200, 1200, 3000], help="one number a cycle")
+    parser.add_argument(
+        "--denoiser_steps", type=int, nargs="+", default=[3200, 1200, 3000], help="of up to three cycles"
+    )
     parser.add_argument("--judge_steps", type=int, default=700)
     return parser.parse_args()
 
@@ -151,7 +153,7 @@ def pipeline(args: argparse.Namespace, vae: AutoencoderKL) -> StableDiffusionPip
         scratch = args.work_dir / f"{path.name}-training"
         scratch.mkdir(exist_ok=True)
         tokenizer = build_tokenizer()
-        cycles = list(zip(args.denoiser_steps, PEAK_LEARNING_RATES, strict=True))
+        cycles = list(zip(args.denoiser_steps, PEAK_LEARNING_RATES))
         captions = [captions_of(*names[row]) for row in keep]
         both = training.train_denoiser(latents, captions, tokenizer, DDPMScheduler(**betas), cycles, scratch, args.seed)
         pipe = StableDiffusionPipeline(

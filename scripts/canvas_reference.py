@@ -10,24 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
 from torch import Tensor
 
 import canvas_training as training
 from erase import canvas
 from erase.canvas import OBJECTS, STYLES
 from erase.concepts import load_family
-from erase.evaluate.canvas import (
-    COMBINATIONS,
-    DOMAINS,
-    EvaluationRow,
-    distance_to_bank,
-    encode_pictures,
-    generate_pictures,
-    judge_pictures,
-)
+from erase.evaluate.canvas import CanvasScorer, distance_to_bank
+from erase.evaluate.generate import generate
 from erase.evaluate.grid import picture_sheet
+from erase.evaluate.pipelines import ModelSource
+from erase.evaluate.prompts import PromptRow
+from erase.evaluate.protocols import slug
+from erase.evaluate.scoring import Record, read_picture
 from erase.files import atomic_save, write_json, write_text
 
 STEPS = 25
@@ -54,13 +51,14 @@ def build_reference(
     `captions` name what the held-out ones show.
     """
     rows = sample_rows()
-    samples = draw_samples(pipe, rows, work)
+    samples = draw_samples(canvas.PIPELINE_DIR, rows, work / "samples")
     tensors = reference_tensors(pipe, bank_pictures, held_out_pictures, captions)
-    labels = torch.tensor([(OBJECTS.index(row.object), STYLES.index(row.style)) for row in rows], dtype=torch.uint8)
-    tensors |= {"base_features": encode_pictures(samples)[0].half(), "base_labels": labels}
+    classes = [(OBJECTS.index(row.extra["object"]), STYLES.index(row.extra["style"])) for row in rows]
+    features = CanvasScorer().encode(torch.from_numpy(samples))[0].half()
+    tensors |= {"base_features": features, "base_labels": torch.tensor(classes, dtype=torch.uint8)}
     atomic_save(tensors, canvas.REFERENCE_FILE)
-    quality = quality_of(judge_pictures(samples, rows)[0]) | {"build": settings}
-    quality["coherence_of_controls"] = coherence_of_controls(samples, pipe)
+    quality = quality_of([row.as_record() | judged for row, judged in zip(rows, judge(samples))]) | {"build": settings}
+    quality["coherence_of_controls"] = coherence_of_controls(samples, pipe, work)
     weights = canvas.REFERENCE_FILE.parent
     write_json(weights / "quality.json", quality)
     picture_sheet(weights / "sheet.png", samples[::SAMPLES_PER_COMBINATION], OBJECTS, STYLES)
@@ -68,30 +66,38 @@ def build_reference(
     report(quality)
 
 
-def sample_rows() -> list[EvaluationRow]:
+def sample_rows() -> list[PromptRow]:
     """Ten pictures of each combination, in the main wording, combination by combination."""
-    family = load_family("canvas")
-    return [
-        EvaluationRow(
-            prompt=family.captions(object=obj, style=style)[0],
-            object=obj,
-            style=style,
-            seed=FIRST_SAMPLE_SEED + at,
-            role="retain",
-            domains=DOMAINS,
-            held_out_template=False,
+    family, rows = load_family("canvas"), []
+    for at, ((obj, style), repeat) in enumerate(product(product(OBJECTS, STYLES), range(SAMPLES_PER_COMBINATION))):
+        rows.append(
+            PromptRow(
+                id=f"{slug(obj, style)}-{repeat}",
+                prompt=family.captions(object=obj, style=style)[0],
+                seed=FIRST_SAMPLE_SEED + at,
+                guidance_scale=GUIDANCE_SCALE,
+                num_inference_steps=STEPS,
+                extra={"object": obj, "style": style},
+            )
         )
-        for at, ((obj, style), _) in enumerate(product(COMBINATIONS, range(SAMPLES_PER_COMBINATION)))
-    ]
+    return rows
 
 
-def draw_samples(pipe: StableDiffusionPipeline, rows: list[EvaluationRow], work: Path) -> np.ndarray:
-    """The rows' pictures, uint8 (N, 64, 64, 3), drawn once and kept in the work folder."""
-    path = work / "samples.safetensors"
-    if not path.exists():
-        drawn = generate_pictures(pipe, rows, STEPS, GUIDANCE_SCALE)
-        atomic_save({"pictures": torch.from_numpy(drawn)}, path)
-    return load_file(path)["pictures"].numpy()
+def draw_samples(model: Path, rows: list[PromptRow], folder: Path) -> np.ndarray:
+    """The rows' pictures, uint8 (N, 64, 64, 3), drawn once and kept in `folder`."""
+    source = ModelSource(pretrained_model_name_or_path=str(model))
+    records = generate(rows, source, folder, accelerator=Accelerator(mixed_precision="no"), batch_size=50)
+    return np.stack([read_picture(folder / record["file"]) for record in records])
+
+
+def judge(pictures: np.ndarray) -> list[Record]:
+    """The judge's answers about pictures, uint8 (N, 64, 64, 3)."""
+    return CanvasScorer().score(list(pictures), [{"file": str(at)} for at in range(len(pictures))]).columns
+
+
+def layouts_of(pictures: Tensor) -> Tensor:
+    """What coherence compares, of uint8 pictures (N, 64, 64, 3)."""
+    return CanvasScorer().encode(pictures)[1]
 
 
 def reference_tensors(
@@ -103,34 +109,33 @@ def reference_tensors(
     the last steps of its denoiser as well: the distance is to tell whether a picture shows something real, not how
     finely a small model renders it, which is FD-canvas's part.
     """
-    bank = encode_pictures(training.decode(pipe.vae, training.encode(pipe.vae, bank_pictures)).numpy())[1].half()
+    bank = layouts_of(training.decode(pipe.vae, training.encode(pipe.vae, bank_pictures))).half()
     redrawn = training.redraw(pipe, training.encode(pipe.vae, held_out_pictures), captions, seed=1)
-    held_out = encode_pictures(training.decode(pipe.vae, redrawn).numpy())[1]
+    held_out = layouts_of(training.decode(pipe.vae, redrawn))
     return {"bank": bank, "threshold": distance_to_bank(held_out, bank.float()).quantile(COHERENT_SHARE).reshape(1)}
 
 
-def coherence_of_controls(samples: np.ndarray, pipe: StableDiffusionPipeline) -> dict[str, float]:
+def coherence_of_controls(samples: np.ndarray, pipe: StableDiffusionPipeline, work: Path) -> dict[str, float]:
     """Share called coherent among pictures that are not: what a judge of coherence must turn down."""
     rng = np.random.default_rng(0)
     first, second = (samples[rng.permutation(len(samples))[:300]] for _ in range(2))
     quarters = first.copy()
     quarters[:, :32, :32], quarters[:, 32:, 32:] = second[:, :32, :32], second[:, 32:, 32:]
     pure = torch.randn(300, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    untrained = type(pipe.unet).from_config(pipe.unet.config)
-    rows = sample_rows()[:: len(samples) // 120]
-    trained, pipe.unet = pipe.unet, untrained
+    torch.manual_seed(0)
+    pipe.unet = type(pipe.unet).from_config(pipe.unet.config)
+    pipe.save_pretrained(work / "untrained")
     controls = {
-        "random-weight denoiser": generate_pictures(pipe, rows, STEPS, GUIDANCE_SCALE),
+        "random-weight denoiser": draw_samples(
+            work / "untrained", sample_rows()[::SAMPLES_PER_COMBINATION], work / "samples-untrained"
+        ),
         "pixel noise": rng.integers(0, 256, first.shape, dtype=np.uint8),
         "decoded noise": training.decode(pipe.vae, pure / pipe.vae.config.scaling_factor).numpy(),
         "two pictures averaged": ((first.astype(np.uint16) + second) // 2).astype(np.uint8),
         "quarters of two pictures": quarters,
     }
-    pipe.unet = trained
-    some = sample_rows()[:1] * 300
     return {
-        name: float(np.mean([record["coherent"] for record in judge_pictures(pictures, some[: len(pictures)])[0]]))
-        for name, pictures in controls.items()
+        name: float(np.mean([answer["coherent"] for answer in judge(pictures)])) for name, pictures in controls.items()
     }
 
 

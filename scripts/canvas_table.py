@@ -8,18 +8,17 @@ Runs that are done are not repeated: every run is a folder under --work_dir, eve
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from erase import EraseConfig, erase, load_concepts
-from erase.canvas import STYLES
-from erase.evaluate.canvas import evaluation_rows
-from erase.evaluate.proof import score_model
+from erase.canvas import PIPELINE_DIR, STYLES
+from erase.evaluate.evaluation import load_metrics
+from erase.evaluate.proof import canvas_evaluation
 from erase.files import write_json, write_text
-from erase.run import native_precision
+from erase.devices import native_precision
 
 OBJECTS = ("cat", "apple", "car", "sunflower", "umbrella", "guitar", "penguin", "octopus")
 CONTROLLED = ("cat", "neon")
@@ -51,19 +50,25 @@ def run(concept: str, setting: str, work: Path, **changes: Any) -> list[Row]:
         overwrite = (folder / "config.yaml").exists()
         erase(EraseConfig.load("canvas", concept=concept, output_dir=folder, resume_from_checkpoint=resume,
                                overwrite_output_dir=overwrite, **changes))  # fmt: skip
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = load_metrics(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    known = {"concept": concept, "seconds": manifest["seconds"], "turns_into": metrics["turns_into"]}
+    into = metrics["details"]["canvas"]["erased"]["turns_into"]
+    known = {"concept": concept, "seconds": manifest["seconds"], "turns_into": into}
     return [known | {"setting": name} | metrics[model] for name, model in (("base", "base"), (setting, "erased"))]
 
 
-def gold(concept: str, folder: Path, cache: Path) -> Row:
+def gold(concept: str, model: Path, work: Path) -> Row:
     """Score the model that was trained without the concept on the same rows."""
-    rows = evaluation_rows(load_concepts([concept], model="canvas"))
-    scored = score_model(folder, rows, cache, Accelerator(mixed_precision=native_precision()))
-    return {"concept": concept, "setting": "gold: retrained without it"} | {
-        key: asdict(figure) for key, figure in scored.metrics.items()
-    }
+    cache = EraseConfig.load("canvas", concept=concept).data_cache_dir
+    folder = work / f"{concept}-gold"
+    canvas_evaluation(
+        load_concepts([concept], model="canvas"),
+        {"base": PIPELINE_DIR, "erased": model},
+        folder,
+        cache,
+        Accelerator(mixed_precision=native_precision()),
+    ).run()
+    return {"concept": concept, "setting": "gold: retrained without it"} | load_metrics(folder)["erased"]
 
 
 def main() -> None:
@@ -74,8 +79,7 @@ def main() -> None:
             row = run(concept, setting, args.work_dir, **changes)[1]
             table[concept, setting] = row
         if args.gold and (args.gold / f"pipeline-without-{concept}").is_dir():
-            cache = EraseConfig.load("canvas", concept=concept).data_cache_dir
-            table[concept, "gold"] = gold(concept, args.gold / f"pipeline-without-{concept}", cache)
+            table[concept, "gold"] = gold(concept, args.gold / f"pipeline-without-{concept}", args.work_dir)
     args.docs.mkdir(exist_ok=True)
     write_json(args.docs / "canvas.json", list(table.values()))
     write_text(args.docs / "canvas.md", as_markdown(list(table.values())))

@@ -8,7 +8,7 @@ Each call tries one setting: configs/canvas.yaml with the given values on top.
 
 import argparse
 import json
-from dataclasses import asdict
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from accelerate import Accelerator
 
 from erase import EraseConfig, erase, load_concepts
 from erase.canvas import PIPELINE_DIR
-from erase.evaluate.canvas import evaluation_rows
-from erase.evaluate.proof import score_model
-from erase.run import native_precision
+from erase.evaluate.evaluation import MODELS, load_metrics
+from erase.evaluate.proof import canvas_evaluation
+from erase.devices import native_precision
 
 # Objects that the table leaves out; all six styles are in it, so the style is only drawn at other seeds.
 CONCEPTS = ("mushroom", "bicycle", "neon")
@@ -42,18 +42,21 @@ def try_setting(concept: str, changes: dict[str, Any], args: argparse.Namespace)
     config = EraseConfig.load("canvas", concept=concept, output_dir=args.work_dir / concept, overwrite_output_dir=True,
                               proof=False, save_patch=False, **changes)  # fmt: skip
     erase(config)
-    rows = evaluation_rows(
-        load_concepts([concept], model="canvas"), args.num_target_images, args.num_retain_images, FIRST_SEED
-    )
-    accelerator = Accelerator(mixed_precision=native_precision())
-    base, erased = (
-        {key: asdict(figure)["value"] for key, figure in scored.metrics.items()}
-        for scored in (
-            score_model(folder, rows, config.data_cache_dir, accelerator)
-            for folder in (PIPELINE_DIR, config.output_dir)
-        )
-    )
-    return {"concept": concept, "changes": changes, "base": base, "erased": erased}
+    folder = args.work_dir / f"{concept}-evaluation"
+    shutil.rmtree(folder, ignore_errors=True)
+    canvas_evaluation(
+        load_concepts([concept], model="canvas"),
+        {"base": PIPELINE_DIR, "erased": config.output_dir},
+        folder,
+        config.data_cache_dir,
+        Accelerator(mixed_precision=native_precision()),
+        num_target_images=args.num_target_images,
+        num_retain_images=args.num_retain_images,
+        first_seed=FIRST_SEED,
+    ).run()
+    metrics = load_metrics(folder)
+    figures = {model: {key: figure["value"] for key, figure in metrics[model].items()} for model in MODELS}
+    return {"concept": concept, "changes": changes} | figures
 
 
 def main() -> None:

@@ -6,36 +6,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from accelerate import Accelerator
 
 from erase import canvas
 from erase.canvas import OBJECTS, STYLES
 from erase.concepts import load_family
-from erase.evaluate.canvas import (
-    COMBINATIONS,
-    DOMAINS,
-    EvaluationRow,
-    encode_pictures,
-    generate_pictures,
-    judge_pictures,
-    load_reference,
-)
+from erase.evaluate.canvas import CanvasScorer, load_reference
+from erase.evaluate.generate import generate
+from erase.evaluate.pipelines import ModelSource
+from erase.evaluate.prompts import PromptRow
+from erase.evaluate.scoring import load_scored, read_picture, score_folder
 
 WEIGHTS = Path(canvas.REFERENCE_FILE).parent
 
 
+SOURCE = ModelSource(pretrained_model_name_or_path="canvas")
+
+
 @pytest.fixture(scope="module")
-def sampled():
-    """24 pictures, every object and every style among them, at seeds used nowhere else; and their records."""
-    family, rows = load_family("canvas"), []
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[PromptRow], Path]:
+    """24 scored pictures, every object and every style among them, at seeds used nowhere else."""
+    family, rows, folder = load_family("canvas"), [], tmp_path_factory.mktemp("sampled")
     for at in range(24):
         obj, style = OBJECTS[at % len(OBJECTS)], STYLES[(at + at // 6) % len(STYLES)]
         prompt = family.captions(object=obj, style=style)[0]
-        classes = {"object": obj, "style": style, "domains": DOMAINS, "held_out_template": False}
-        rows.append(EvaluationRow(prompt=prompt, seed=7_000_000 + at, role="retain", **classes))
-    pipe = StableDiffusionPipeline.from_pretrained(canvas.PIPELINE_DIR, dtype=torch.float32)
-    pictures = generate_pictures(pipe, rows, batch_size=24, progress=False)
-    return rows, pipe, pictures, judge_pictures(pictures, rows)[0]
+        rows.append(
+            PromptRow(id=str(at), prompt=prompt, seed=7_000_000 + at, guidance_scale=4, num_inference_steps=25,
+                      extra={"object": obj, "style": style})
+        )  # fmt: skip
+    generate(rows, SOURCE, folder, accelerator=Accelerator(), batch_size=24, progress=False)
+    score_folder(folder, [CanvasScorer()], progress=False)
+    return rows, folder
 
 
 def test_vocabulary_is_that_of_the_prompt_file():
@@ -55,7 +56,7 @@ def test_reference_has_a_bank_a_threshold_and_the_base_models_own_pictures():
     assert reference.bank.shape == (2400, 384)
     assert reference.threshold > 0
     assert reference.base_features.shape == (1200, 64)
-    assert len(reference.base_labels.unique(dim=0)) == len(COMBINATIONS)
+    assert len(reference.base_labels.unique(dim=0)) == len(OBJECTS) * len(STYLES)
     for tensor in (reference.bank, reference.base_features):
         assert tensor.isfinite().all() and tensor.std() > 0
 
@@ -74,24 +75,25 @@ def test_card_credits_the_font_and_says_what_the_model_is_not():
 
 
 def test_judge_names_what_was_prompted(sampled):
-    pictures, records = sampled[2:]
-    assert pictures.shape == (24, 64, 64, 3) and pictures.dtype.name == "uint8"
+    records = load_scored(sampled[1]).records
     right = [r["judged_object"] == r["object"] and r["judged_style"] == r["style"] for r in records]
-    assert sum(right) >= 22
+    assert len(records) == 24 and sum(right) >= 22
     assert sum(r["coherent"] for r in records) >= 22
 
 
-def test_a_seed_draws_the_same_picture_in_any_batch(sampled):
+def test_a_seed_draws_the_same_picture_in_any_batch(sampled, tmp_path):
     """Up to rounding: convolutions sum in another order when the batch has another size."""
-    rows, pipe, pictures, _ = sampled
-    again = generate_pictures(pipe, rows[:3], batch_size=2, progress=False)
-    assert abs(again.astype(int) - pictures[:3].astype(int)).max() <= 2
+    rows, folder = sampled
+    generate(rows[:3], SOURCE, tmp_path / "again", accelerator=Accelerator(), batch_size=2, progress=False)
+    for row in rows[:3]:
+        once, again = (read_picture(place / row.file).astype(int) for place in (folder, tmp_path / "again"))
+        assert abs(once - again).max() <= 2
 
 
-def test_noise_is_neither_coherent_nor_anything_else(sampled):
-    rows = sampled[0]
+def test_noise_is_neither_coherent_nor_anything_else():
     noise = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 3), np.uint8)
-    records, features = judge_pictures(noise, rows)
-    assert not any(r["coherent"] for r in records)
-    assert sum(r["garbage"] for r in records) >= 22
-    torch.testing.assert_close(torch.from_numpy(features), encode_pictures(noise)[0])
+    answers = CanvasScorer().score(list(noise), [{"file": "noise.png"}] * 24)
+    assert not any(columns["coherent"] for columns in answers.columns)
+    assert sum(columns["garbage"] for columns in answers.columns) >= 22
+    assert answers.features is not None and answers.features.shape == (24, 64)
+    np.testing.assert_array_equal(answers.features, CanvasScorer().encode(torch.from_numpy(noise))[0].numpy())

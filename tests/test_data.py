@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from erase.data import Store, cycled, in_fixed_order, picture_seeds
-from erase.evaluate.canvas import evaluation_rows
+from erase.evaluate.protocols import load_protocol, protocol_rows
 from erase.trainer import positions
 
 
@@ -64,7 +64,7 @@ def test_training_seeds_differ_from_each_other_and_from_the_scored_ones() -> Non
     concepts = load_concepts(["cat", "neon"], model="canvas")
     prompts = cycled([p for c in concepts for p in (*c.forget, *c.anchor, *c.retain)], 3000)
     seeds = picture_seeds(prompts, 0)
-    scored = {row.seed for row in evaluation_rows(concepts)}
+    scored = {row.seed for row in protocol_rows(load_protocol("canvas")[0], concepts=concepts)}
     assert len(set(seeds)) == len(seeds) and not scored & set(seeds)
     assert picture_seeds(prompts, 1) != seeds
     assert picture_seeds(prompts[:10], 0) == seeds[:10]

@@ -1,6 +1,7 @@
 """A run on the canvas ends with its proof: the promised files, and figures that can be counted from the records."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from PIL import Image
 
 from erase import EraseConfig, erase
 from erase.evaluate import proof
-from erase.evaluate.canvas import load_reference, summarize
-from erase.evaluate.records import load_records
+from erase.evaluate.canvas import CanvasMetric
+from erase.evaluate.protocols import load_protocol
+from erase.evaluate.scoring import load_scored
 
 SHORT = {
     "num_concept_images": 6,
@@ -27,7 +29,8 @@ SHORT = {
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("canvas")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "STEPS", 2)
+        quick = replace(load_protocol("canvas")[0], num_inference_steps=2)
+        patch.setattr(proof, "load_protocol", lambda name: (quick, None))
         return erase(
             EraseConfig.load(
                 "canvas", concept="cat", output_dir=folder / "out", data_cache_dir=folder / "cache", **SHORT
@@ -48,14 +51,13 @@ def test_metrics_have_the_promised_form(out: Path) -> None:
 @pytest.mark.parametrize("model", ["base", "erased"])
 def test_every_figure_can_be_counted_again(out: Path, model: str) -> None:
     metrics = json.loads((out / "metrics.json").read_text())[model]
-    records, features = load_records(out / f"records-{model}.jsonl")
-    again = summarize(records, features, load_reference())
+    again = CanvasMetric().summarize(load_scored(out / "evaluation" / model)).figures
     assert {key: figure.value for key, figure in again.items()} == {key: f["value"] for key, f in metrics.items()}
 
 
 def test_base_and_erased_share_prompts_and_seeds(out: Path) -> None:
-    rows = [[(r["prompt"], r["seed"]) for r in load_records(out / f"records-{m}.jsonl")[0]] for m in ("base", "erased")]
-    assert rows[0] == rows[1]
+    base, erased = (load_scored(out / "evaluation" / model).records for model in ("base", "erased"))
+    assert [(r["prompt"], r["seed"]) for r in base] == [(r["prompt"], r["seed"]) for r in erased]
 
 
 def test_pictures_to_look_at(out: Path) -> None:

@@ -1,54 +1,29 @@
-"""The canvas's proof: draw the erased and the kept prompts at held-out seeds, judge the pictures, count.
+"""The canvas's own judge: which object and style a picture shows, and whether it is a proper picture.
 
-    rows     = evaluation_rows([cat])
-    pictures = generate_pictures(pipe, rows)
-    records, features = judge_pictures(pictures, rows)
-    metrics  = summarize(records, features, load_reference())
-
-Rates carry Wilson intervals over pictures: the prompts are all that the vocabulary has and each is drawn equally often,
-so they are strata, not a sample, and only the seeds are random. FD-canvas is bootstrapped over the combinations.
+Coherent: no farther from real pictures than 99 % of real pictures are, and not garbage in the judge's eyes. FD-canvas
+is a Fréchet distance on the canvas's own encoder: not FID. It is bootstrapped over object × style combinations.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import product
-from math import ceil
-from typing import Any, Literal, cast
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .. import canvas
 from ..canvas import OBJECTS, STYLES
 from ..canvas.nets import GARBAGE, PictureNet, to_unit_range
-from ..concepts import Concept, load_family
-from .statistics import Interval, frechet_bootstrap, rate
+from . import classes
+from .scoring import Answers, Metric, Record, Scored, Scorer, Summary
+from .statistics import Interval, frechet_bootstrap
 
-Domain = Literal["object", "style"]
-DOMAINS: tuple[Domain, Domain] = ("object", "style")
-COMBINATIONS: tuple[tuple[str, str], ...] = tuple(product(OBJECTS, STYLES))
 NEIGHBOURS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationRow:
-    """One picture to draw and what it should show."""
-
-    prompt: str
-    object: str
-    style: str
-    seed: int
-    role: Literal["target", "retain"]
-    """Target prompts name an erased concept, retain prompts none."""
-    domains: tuple[Domain, ...]
-    """Target: the domains of the erased concepts in this prompt. Retain: every domain that a concept is erased from."""
-    held_out_template: bool
-    """Whether the wording was never trained on when a concept is erased."""
+SIDE = canvas.RESOLUTION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,120 +51,72 @@ def load_reference() -> Reference:
     )
 
 
-def evaluation_rows(
-    concepts: Sequence[Concept], num_target_images: int = 200, num_retain_images: int = 500, seed: int = 10_000
-) -> list[EvaluationRow]:
-    """Targets, then retained: every combination equally often, half of each in a held-out wording.
+class CanvasScorer(Scorer):
+    """The judge's object, style and garbage, the distance to real pictures, and the encoder's features."""
 
-    The n-th picture of a combination has the same seed and wording whatever is erased, so that what was drawn with the
-    base model for one concept serves the next.
-    """
-    erased = _erased_classes(concepts)
-    domains: tuple[Domain, ...] = tuple(domain for domain in DOMAINS if domain in erased.values())
-    hits: dict[tuple[str, str], tuple[Domain, ...]] = {
-        pair: tuple(erased[name] for name in pair if name in erased) for pair in COMBINATIONS
-    }
-    target = [pair for pair in COMBINATIONS if hits[pair]]
-    retain = [pair for pair in COMBINATIONS if not hits[pair]]
-    if not retain:
-        raise ValueError(f"Erasing {sorted(erased)} leaves no combination of object and style to retain; erase fewer.")
-    return [
-        *_rows(target, num_target_images, seed, "target", hits),
-        *_rows(retain, num_retain_images, seed, "retain", dict.fromkeys(retain, domains)),
-    ]
+    name = "canvas"
+    dimensions = 64
 
-
-def _erased_classes(concepts: Sequence[Concept]) -> dict[str, Domain]:
-    """Name → domain of each concept."""
-    if not concepts:
-        raise ValueError("No concept was given; name at least one object or style of the canvas.")
-    members = load_family("canvas").members()
-    for concept in concepts:
-        if concept.family != "canvas" or members.get(concept.name) != concept.type:
-            raise ValueError(
-                f"The canvas's judge only knows the canvas's concepts, got {concept.name!r} ({concept.type}, family "
-                f"{concept.family!r}); name one of {', '.join(members)}."
-            )
-    return {concept.name: cast(Domain, concept.type) for concept in concepts}
-
-
-def _rows(
-    pairs: Sequence[tuple[str, str]],
-    at_least: int,
-    seed: int,
-    role: Literal["target", "retain"],
-    domains: Mapping[tuple[str, str], tuple[Domain, ...]],
-) -> list[EvaluationRow]:
-    family = load_family("canvas")
-    templates = family.evaluation_templates
-    rows = []
-    for repeat, pair in product(range(ceil(at_least / len(pairs))), pairs):
-        # The wordings take turns, and start like the fields of a chess board: odd counts of a class stay balanced.
-        wording = (repeat + OBJECTS.index(pair[0]) + STYLES.index(pair[1])) % len(templates)
-        rows.append(
-            EvaluationRow(
-                prompt=family.captions(held_out=True, object=pair[0], style=pair[1])[wording],
-                object=pair[0],
-                style=pair[1],
-                seed=seed + repeat * len(COMBINATIONS) + COMBINATIONS.index(pair),
-                role=role,
-                domains=domains[pair],
-                held_out_template=templates[wording] not in family.templates,
-            )
+    def fingerprint(self) -> dict[str, Any]:
+        files = (
+            canvas.REFERENCE_FILE,
+            *(f / "diffusion_pytorch_model.safetensors" for f in (canvas.JUDGE_DIR, canvas.ENCODER_DIR)),
         )
-    return rows
+        return {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
+    @cached_property
+    def reference(self) -> Reference:
+        return load_reference()
 
-def generate_pictures(
-    pipe: StableDiffusionPipeline,
-    rows: Sequence[EvaluationRow],
-    steps: int = 25,
-    guidance_scale: float = 4.0,
-    batch_size: int = 50,
-    progress: bool = True,
-    autocast: torch.dtype | None = None,
-) -> np.ndarray:
-    """uint8 pictures (N, 64, 64, 3) of the rows' prompts, each from its own seed, drawn by the pipeline itself."""
-    pipe.set_progress_bar_config(disable=True)
-    pictures = []
-    with tqdm(total=len(rows), desc="draw", unit="picture", disable=not progress) as bar:
-        for first in range(0, len(rows), batch_size):
-            batch = rows[first : first + batch_size]
-            # CPU generators: the same seed is the same noise on every device.
-            generators = [torch.Generator().manual_seed(row.seed) for row in batch]
-            with torch.autocast(pipe.device.type, autocast, enabled=autocast is not None):
-                drawn: Any = pipe(
-                    [row.prompt for row in batch],
-                    num_inference_steps=steps,
-                    guidance_scale=guidance_scale,
-                    generator=generators,
-                    height=canvas.RESOLUTION,
-                    width=canvas.RESOLUTION,
-                    output_type="np",
-                )
-            pictures.append((drawn.images * 255).round().astype(np.uint8))
-            bar.update(len(batch))
-    return np.ascontiguousarray(np.concatenate(pictures))
+    @cached_property
+    def judge(self) -> PictureNet:
+        return PictureNet.from_pretrained(canvas.JUDGE_DIR, dtype=torch.float32).eval()
 
+    @cached_property
+    def encoder(self) -> PictureNet:
+        return PictureNet.from_pretrained(canvas.ENCODER_DIR, dtype=torch.float32).eval()
 
-@torch.no_grad()
-def encode_pictures(pictures: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Features (N, d) and layouts (N, l) of uint8 pictures (N, 64, 64, 3) from the canvas's second network.
+    def score(self, pictures: Sequence[np.ndarray], records: Sequence[Record]) -> Answers:
+        """Judge pictures of 64 × 64; another size is an error."""
+        for picture, record in zip(pictures, records):
+            if picture.shape != (SIDE, SIDE, 3):
+                height, width = picture.shape[:2]
+                raise ValueError(f"The canvas's judge needs {SIDE} × {SIDE} pictures; {record['file']} has {width} × "
+                                 f"{height}. Generate them with the canvas, without --height and --width.")  # fmt: skip
+        x = torch.from_numpy(np.stack(pictures))
+        features, layouts = self.encode(x)
+        objects, confidences, styles = self.classify(x)
+        distances = distance_to_bank(layouts, self.reference.bank)
+        rows = zip(objects.tolist(), confidences.tolist(), styles.tolist(), distances.tolist())
+        return Answers([self._columns(*row) for row in rows], features.numpy())
 
-    Features tell classes apart and serve the Fréchet distance; layouts tell pictures apart and serve coherence.
-    """
-    encoder = PictureNet.from_pretrained(canvas.ENCODER_DIR, dtype=torch.float32).eval()
-    batches = [to_unit_range(batch) for batch in torch.from_numpy(pictures).split(250)]
-    return torch.cat([encoder.encode(x) for x in batches]), torch.cat([encoder.layout(x) for x in batches])
+    def _columns(self, obj: int, confidence: float, style: int, distance: float) -> Record:
+        return {
+            "judged_object": classes.GARBAGE if obj == GARBAGE else OBJECTS[obj],
+            "judged_style": STYLES[style],
+            "object_confidence": round(confidence, 5),
+            "distance": round(distance, 5),
+            "coherent": distance <= self.reference.threshold and obj != GARBAGE,
+            "garbage": obj == GARBAGE,
+        }
 
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, d) and layouts (N, l) of uint8 pictures (N, 64, 64, 3) from the canvas's second network.
 
-@torch.no_grad()
-def classify_pictures(pictures: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """The judge's object class (N,), its probability (N,) and style class (N,) for uint8 pictures (N, 64, 64, 3)."""
-    judge = PictureNet.from_pretrained(canvas.JUDGE_DIR, dtype=torch.float32).eval()
-    answers = [judge(to_unit_range(batch)) for batch in torch.from_numpy(pictures).split(250)]
-    confidence, objects = torch.cat([answer[0] for answer in answers]).softmax(1).max(1)
-    return objects, confidence, torch.cat([answer[1] for answer in answers]).argmax(1)
+        Features tell classes apart and serve the Fréchet distance; layouts tell pictures apart and serve coherence.
+        """
+        batches = [to_unit_range(batch) for batch in pictures.split(250)]
+        return torch.cat([self.encoder.encode(x) for x in batches]), torch.cat(
+            [self.encoder.layout(x) for x in batches]
+        )
+
+    @torch.no_grad()
+    def classify(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Object class (N,), its probability (N,) and style class (N,) of uint8 pictures (N, 64, 64, 3)."""
+        answers = [self.judge(to_unit_range(batch)) for batch in pictures.split(250)]
+        confidence, objects = torch.cat([answer[0] for answer in answers]).softmax(1).max(1)
+        return objects, confidence, torch.cat([answer[1] for answer in answers]).argmax(1)
 
 
 def distance_to_bank(layouts: Tensor, bank: Tensor) -> Tensor:
@@ -201,71 +128,24 @@ def distance_to_bank(layouts: Tensor, bank: Tensor) -> Tensor:
     return torch.cat([found.values for found in near]).mean(1)
 
 
-def judge_pictures(pictures: np.ndarray, rows: Sequence[EvaluationRow]) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """One record a picture (uint8, (N, 64, 64, 3)) and the features (N, d) that the Fréchet distance is made of.
+class CanvasMetric(Metric):
+    """UA, IRA, CRA, coherence and FD-canvas."""
 
-    Coherent: no farther from real pictures than 99 % of real pictures are, and not garbage in the judge's eyes.
-    """
-    if len(pictures) != len(rows):
-        raise ValueError(f"One picture a row is needed, got {len(pictures)} pictures for {len(rows)} rows.")
-    reference, (features, layouts) = load_reference(), encode_pictures(pictures)
-    objects, confidences, styles = classify_pictures(pictures)
-    columns = (objects, confidences, styles, distance_to_bank(layouts, reference.bank))
-    answers = zip(*(column.tolist() for column in columns), strict=True)
-    records = []
-    for row, (obj, confidence, style, distance) in zip(rows, answers, strict=True):
-        records.append(
-            asdict(row)
-            | {
-                "domains": list(row.domains),
-                "judged_object": "garbage" if obj == GARBAGE else OBJECTS[obj],
-                "judged_style": STYLES[style],
-                "object_confidence": round(confidence, 5),
-                "distance": round(distance, 5),
-                "coherent": distance <= reference.threshold and obj != GARBAGE,
-                "garbage": obj == GARBAGE,
-            }
-        )
-    return records, features.numpy()
+    name = "canvas"
+
+    def __init__(self) -> None:
+        self.scorer = CanvasScorer()
+
+    def scorers(self) -> list[Scorer]:
+        return [self.scorer]
+
+    def summarize(self, scored: Scored, base: Scored | None = None) -> Summary:
+        counted = classes.class_summary(scored.records)
+        distance = fd_canvas(scored.records, scored.features[self.scorer.name], self.scorer.reference)
+        return replace(counted, figures=counted.figures | {"fd_canvas": distance})
 
 
-def summarize(records: Sequence[dict[str, Any]], features: np.ndarray, reference: Reference) -> dict[str, Interval]:
-    """Every metric of one model. Rates lie in 0–1; a rate that no picture can answer is left out.
-
-    ua: target pictures that show none of their erased concepts (ua_coherent: and are coherent; ua_paraphrase: held-out
-    wordings alone). ira: retained pictures right in the domain of the erased concept. cra: target pictures right in the
-    other domain (a cat erased must leave "sketch" a sketch); cra_retained: the same on retained pictures.
-    """
-    target = [record for record in records if record["role"] == "target"]
-    retain = [record for record in records if record["role"] == "retain"]
-    flags = {
-        "ua": [_gone(r) for r in target],
-        "ua_coherent": [_gone(r) and r["coherent"] for r in target],
-        "ua_paraphrase": [_gone(r) for r in target if r["held_out_template"]],
-        "ira": [_right(r, r["domains"]) for r in retain],
-        "cra": [_right(r, _other_domains(r)) for r in target if _other_domains(r)],
-        "cra_retained": [_right(r, _other_domains(r)) for r in retain if _other_domains(r)],
-        "coherence": [r["coherent"] for r in records],
-        "coherence_target": [r["coherent"] for r in target],
-        "coherence_retain": [r["coherent"] for r in retain],
-    }
-    metrics = {name: rate(answers) for name, answers in flags.items() if answers}
-    return metrics | {"fd_canvas": _fd_canvas(records, features, reference)}
-
-
-def _gone(record: Mapping[str, Any]) -> bool:
-    return all(record[f"judged_{domain}"] != record[domain] for domain in record["domains"])
-
-
-def _right(record: Mapping[str, Any], domains: Sequence[str]) -> bool:
-    return all(record[f"judged_{domain}"] == record[domain] for domain in domains)
-
-
-def _other_domains(record: Mapping[str, Any]) -> list[str]:
-    return [domain for domain in DOMAINS if domain not in record["domains"]]
-
-
-def _fd_canvas(records: Sequence[dict[str, Any]], features: np.ndarray, reference: Reference) -> Interval:
+def fd_canvas(records: Sequence[Record], features: np.ndarray, reference: Reference) -> Interval:
     """Fréchet distance of the retained pictures to the base model's, over the same combinations and other seeds."""
     kept = [row for row, record in enumerate(records) if record["role"] == "retain"]
     clusters = [f"{records[row]['object']}, {records[row]['style']}" for row in kept]
@@ -273,13 +153,3 @@ def _fd_canvas(records: Sequence[dict[str, Any]], features: np.ndarray, referenc
     same = [row for row, name in enumerate(named) if name in set(clusters)]
     base = reference.base_features.numpy()[same]
     return frechet_bootstrap(features[kept], clusters, base, [named[row] for row in same])
-
-
-def turns_into(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Erased concept → what its pictures were judged to be, most frequent first."""
-    counts: dict[str, Counter[str]] = {}
-    for record in records:
-        if record["role"] == "target":
-            for domain in record["domains"]:
-                counts.setdefault(record[domain], Counter())[record[f"judged_{domain}"]] += 1
-    return {concept: dict(judged.most_common()) for concept, judged in counts.items()}

@@ -5,85 +5,75 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .canvas import EvaluationRow
+from ..files import atomic_path
+from .scoring import Record, read_picture
 
 _INK, _FAINT, _PAPER, _RULE = (28, 30, 36), (112, 116, 126), (255, 255, 255), (222, 224, 229)
+_TILE = 128
 _GAP = 6
 _MARGIN = 28
+_TITLES = {"target": "Erased", "retain": "Kept"}
 
 
 def comparison_grid(
     path: Path,
-    rows: Sequence[EvaluationRow],
-    base_pictures: np.ndarray,
-    erased_pictures: np.ndarray,
+    records: Sequence[Record],
+    folders: dict[str, Path],
+    concepts: Sequence[str] = (),
     num_pairs: int = 12,
     columns: int = 6,
-    labels: tuple[str, str] = ("base", "erased"),
 ) -> None:
-    """Write a PNG with two panels, what was erased and what was kept: base above erased, one seed a column.
+    """Write a PNG with a panel for what was erased and one for what was kept: one seed a column, one model a line.
 
-    Pictures are uint8 (N, H, W, 3), in the order of `rows`, and drawn at twice their size.
+    `folders` name the models, top line first; each holds the pictures of the same records.
     """
-    if not len(rows) == len(base_pictures) == len(erased_pictures):
-        counts = f"{len(rows)}, {len(base_pictures)} and {len(erased_pictures)}"
-        raise ValueError(f"Rows, base pictures and erased pictures must be as many, got {counts}.")
-    panels = [
-        (f"Erased: {', '.join(erased_names(rows))}", _spread(rows, "target", num_pairs)),
-        ("Kept", _spread(rows, "retain", num_pairs)),
-    ]
-    drawn = [_panel(title, picked, rows, base_pictures, erased_pictures, columns, labels) for title, picked in panels]
-    sheet = Image.new("RGB", (sum(p.width for p in drawn) + 3 * _MARGIN, drawn[0].height + 2 * _MARGIN), _PAPER)
-    for at, panel in enumerate(drawn):
-        sheet.paste(panel, (_MARGIN + at * (panel.width + _MARGIN), _MARGIN))
-    middle = _MARGIN + drawn[0].width + _MARGIN // 2
-    ImageDraw.Draw(sheet).line([(middle, _MARGIN), (middle, sheet.height - _MARGIN)], _RULE, 1)
-    sheet.save(path)
+    panels = []
+    for role, title in _TITLES.items():
+        picked = spread([record for record in records if record["role"] == role], num_pairs)
+        if picked:
+            named = f": {', '.join(concepts)}" if concepts and role == "target" else ""
+            panels.append(_panel(title + named, picked, folders, columns))
+    size = sum(panel.width for panel in panels) + (len(panels) + 1) * _MARGIN, panels[0].height + 2 * _MARGIN
+    sheet = Image.new("RGB", size, _PAPER)
+    x = _MARGIN
+    for panel in panels:
+        if x > _MARGIN:
+            ImageDraw.Draw(sheet).line([(x - _MARGIN // 2, _MARGIN), (x - _MARGIN // 2, sheet.height - _MARGIN)], _RULE)
+        sheet.paste(panel, (x, _MARGIN))
+        x += panel.width + _MARGIN
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)
 
 
-def erased_names(rows: Sequence[EvaluationRow]) -> list[str]:
-    """The erased concepts that the rows were made for, in order of appearance."""
-    names = [getattr(row, domain) for row in rows if row.role == "target" for domain in row.domains]
-    return list(dict.fromkeys(names))
+def spread(records: Sequence[Record], count: int) -> list[Record]:
+    """`count` records, evenly over the first round of different prompts, so that they differ."""
+    kinds = {(record["object"], record.get("style")) if "object" in record else record["prompt"] for record in records}
+    last = min(len(records), max(count, len(kinds))) - 1
+    return [records[round(place)] for place in np.linspace(0, last, min(count, len(records)))]
 
 
-def _spread(rows: Sequence[EvaluationRow], role: str, count: int) -> list[int]:
-    """Row numbers of `count` rows of one role: evenly over the first round of combinations, so that they differ."""
-    chosen = [at for at, row in enumerate(rows) if row.role == role]
-    combinations = len({(rows[at].object, rows[at].style) for at in chosen})
-    last = min(len(chosen), max(count, combinations)) - 1
-    return [chosen[round(place)] for place in np.linspace(0, last, min(count, len(chosen)))]
-
-
-def _panel(
-    title: str,
-    picked: Sequence[int],
-    rows: Sequence[EvaluationRow],
-    base_pictures: np.ndarray,
-    erased_pictures: np.ndarray,
-    columns: int,
-    labels: tuple[str, str],
-) -> Image.Image:
-    size = 2 * base_pictures.shape[1]
+def _panel(title: str, picked: Sequence[Record], folders: dict[str, Path], columns: int) -> Image.Image:
     head, left, caption = 40, 52, 44
-    line_height = 2 * size + _GAP + caption
+    line_height = len(folders) * (_TILE + _GAP // 2) + _GAP // 2 + caption
     lines = -(-len(picked) // columns)
-    panel = Image.new("RGB", (left + columns * (size + _GAP), head + lines * line_height), _PAPER)
+    panel = Image.new("RGB", (left + columns * (_TILE + _GAP), head + lines * line_height), _PAPER)
     pen = ImageDraw.Draw(panel)
     pen.text((left, 0), title, _INK, ImageFont.load_default(22))
-    for place, at in enumerate(picked):
-        x, y = left + place % columns * (size + _GAP), head + place // columns * line_height
-        for lower, pictures in enumerate((base_pictures, erased_pictures)):
-            picture = Image.fromarray(pictures[at]).resize((size, size), Image.Resampling.LANCZOS)
-            panel.paste(picture, (x, y + lower * (size + _GAP // 2)))
+    for place, record in enumerate(picked):
+        x, y = left + place % columns * (_TILE + _GAP), head + place // columns * line_height
+        for name, folder in folders.items():
+            picture = Image.fromarray(read_picture(folder / record["file"]))
+            panel.paste(ImageOps.fit(picture, (_TILE, _TILE), Image.Resampling.LANCZOS), (x, y))
             if place % columns == 0:
-                middle = (left - 10, y + lower * (size + _GAP // 2) + size // 2)
-                pen.text(middle, labels[lower], _INK, ImageFont.load_default(13), anchor="rm")
-        text = textwrap.fill(rows[at].prompt, 20)
-        corner = (x + size // 2, y + 2 * size + _GAP)
-        pen.multiline_text(corner, text, _FAINT, ImageFont.load_default(12), anchor="ma", align="center", spacing=2)
+                pen.text((left - 10, y + _TILE // 2), name, _INK, ImageFont.load_default(13), anchor="rm")
+            y += _TILE + _GAP // 2
+        text = textwrap.fill(textwrap.shorten(record["prompt"], 57, placeholder=" …"), 20)
+        pen.multiline_text(
+            (x + _TILE // 2, y + _GAP // 2), text, _FAINT, ImageFont.load_default(12), anchor="ma", align="center",
+            spacing=2,
+        )  # fmt: skip
     return panel
 
 

@@ -43,6 +43,8 @@ class Scorer(ABC):
 
     name: ClassVar[str]
     """File stem under scores/."""
+    beside: ClassVar[bool] = False
+    """Whether it works on the processor, and so can look at pictures while an accelerator draws the next ones."""
     dimensions: int | None = None
     """d of the features that it gives beside its columns; known before the first batch."""
 
@@ -100,7 +102,7 @@ class Metric(ABC):
 def score_folder(folder: Path, scorers: Sequence[Scorer], batch_size: int = 32, progress: bool = True) -> Scored:
     """Run the scorers over the pictures of `folder`; what is stored from an earlier run is not asked again."""
     records = load_records(folder)
-    for scorer in _distinct(scorers):
+    for scorer in distinct_scorers(scorers):
         _score_missing(folder, records, scorer, batch_size, progress)
     return load_scored(folder)
 
@@ -190,7 +192,7 @@ def decoded(folder: Path, batches: Sequence[Sequence[Record]]) -> Iterator[list[
                 yield [future.result() for future in waiting.pop(0)]
 
 
-def _distinct(scorers: Sequence[Scorer]) -> list[Scorer]:
+def distinct_scorers(scorers: Sequence[Scorer]) -> list[Scorer]:
     """One scorer a name; two of one name must be the same."""
     found: dict[str, Scorer] = {}
     for scorer in scorers:

@@ -1,0 +1,320 @@
+"""`erase evaluate`: what it can be told, and how flags become models, rows and metrics."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+import yaml
+
+from ..config import CANVAS
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..concepts import Concept
+    from .evaluation import Evaluation
+    from .pipelines import ModelSource
+    from .prompts import PromptRow
+    from .protocols import Protocol
+    from .scoring import Metric
+
+RUN_CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Draw a protocol's pictures with the base and the erased model, score both, compare, and write the report.
+
+    Example: erase evaluate --protocol i2p/sexual --model erased --base CompVis/stable-diffusion-v1-4
+    Try it:  erase evaluate --protocol canvas --model outputs/demo
+    """
+
+    protocol: str
+    """canvas, i2p, i2p/sexual, i2p/nude50, coco-30k, coco-10k, imagenette, unlearncanvas, or a YAML file of yours."""
+    model: str | None = None
+    """The erased model: a folder that `erase train` wrote, any diffusers folder, or a hub id."""
+    base: str | None = None
+    """The model that it was made from; a folder that `erase train` wrote says so itself."""
+    patch: Path | None = None
+    """erase-patch.safetensors: the erased model is --base with this patch on top."""
+    unet_weights: Path | None = None
+    """Some of the denoiser's weights in .safetensors: the erased model is --base with these on top."""
+    images: Path | None = None
+    """The erased model's pictures, if they exist: a folder of `erase generate`, or any folder of pictures."""
+    base_images: Path | None = None
+    """The base model's pictures, if they exist."""
+    variant: str | None = None
+    """Weight variant of the models' files, such as fp16."""
+    output_dir: Path = Path("evaluation")
+    """Where pictures, records, scores, metrics.json and report.html are written; an interrupted run goes on there."""
+
+    concept: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What was erased, for protocols that ask for it by name; a folder that `erase train` wrote says so itself."""
+    prompts: str | None = None
+    """A local copy of the protocol's table of prompts."""
+    max_images: int | None = None
+    """Only the first so many pictures of each role: a quick look, not the protocol's number."""
+    num_inference_steps: int | None = None
+    """Denoising steps other than the protocol's."""
+    metrics: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Metrics instead of the protocol's: canvas, nudity, fid, fid_vs_base, kid, cmmd, clip_score, lpips, accuracy or
+    mace."""
+
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    """How NudeNet sees pictures; bgr is what the package itself does with files."""
+    inception_weights: Path | None = None
+    """Local weights of FID's network, pt_inception-2015-12-05-6726825d.pth or the same as .safetensors."""
+    fid_reference: Path | None = None
+    """Real pictures for FID, KID and CMMD: a folder, or for FID its statistics in .npz."""
+    clip_model: str | None = None
+    """CLIP of the CLIP score: hub id or folder."""
+    cmmd_model: str | None = None
+    """CLIP of CMMD: hub id or folder."""
+    lpips_weights: Path | None = None
+    """Weights of LPIPS (AlexNet) in .safetensors."""
+    classifier: str | None = None
+    """Image classifier that names objects: a transformers model by hub id or folder."""
+    object_classifier: str | None = None
+    """The same, beside a --style_classifier."""
+    style_classifier: str | None = None
+    """Image classifier that names styles."""
+
+    batch_size: int = 8
+    """Pictures drawn at once on each process."""
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """Compute precision; auto is bf16 where the hardware multiplies it natively, else no. Weights stay float32."""
+    data_cache_dir: Path = Path("~/.cache/diffusers-erase")
+    """Where pictures of a model and features of real pictures are kept and shared between evaluations."""
+    report: bool = True
+    """Write report.html and report.json."""
+
+    def __post_init__(self) -> None:
+        for name in ("output_dir", "patch", "unet_weights", "images", "base_images", "inception_weights",
+                     "fid_reference", "lpips_weights", "data_cache_dir"):  # fmt: skip
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value).expanduser())
+        for name in ("batch_size", "max_images", "num_inference_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not (self.model or self.patch or self.unet_weights or self.images):
+            raise ValueError("Nothing to evaluate: give --model, --patch or --unet_weights (with --base), or --images.")
+        if (self.patch or self.unet_weights) and self.model:
+            raise ValueError("--patch and --unet_weights go on top of --base; leave out --model.")
+        if (self.patch or self.unet_weights) and not self.base:
+            raise ValueError("Say with --base which model --patch or --unet_weights was made from.")
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """Settings of the `erase train` run in the folder `model`; empty for other models."""
+        path = Path(self.model) / RUN_CONFIG if self.model else None
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+
+    def sources(self) -> "dict[str, ModelSource | None]":
+        """Base (if known) and erased; None for pictures that exist."""
+        from .pipelines import ModelSource
+
+        base = self.base or self.run.get("pretrained_model_name_or_path")
+        sources: dict[str, ModelSource | None] = {}
+        if self.base_images or (base and not self.images):
+            sources["base"] = None if self.base_images else ModelSource(
+                pretrained_model_name_or_path=str(base), variant=self.variant
+            )  # fmt: skip
+        sources["erased"] = None if self.images else ModelSource(
+            pretrained_model_name_or_path=str(self.model or base),
+            variant=self.variant,
+            patch=self.patch,
+            unet_weights=self.unet_weights,
+        )  # fmt: skip
+        return sources
+
+    def concepts(self) -> "tuple[Concept, ...]":
+        """What was erased, from the flags or from the run itself; empty when neither says."""
+        from ..concepts import load_concepts
+
+        names = self.concept or tuple(self.run.get("concept", ()))
+        model = CANVAS if self.protocol == CANVAS else self.run.get("pretrained_model_name_or_path")
+        kind = None if self.concept else self.run.get("concept_type")
+        return load_concepts(names, concept_type=kind, model=model) if names else ()
+
+
+def run_evaluate(config: EvaluateConfig) -> Path:
+    """The command: everything from pictures to report; returns output_dir."""
+    from ..devices import make_accelerator
+    from .picture_folder import adopt_pictures
+
+    evaluation = planned(config, make_accelerator(config.mixed_precision))
+    if evaluation.accelerator.is_main_process:
+        for name, folder in (("base", config.base_images), ("erased", config.images)):
+            if folder is not None:
+                adopt_pictures(folder, config.output_dir / name)
+    evaluation.accelerator.wait_for_everyone()
+    table = evaluation.run()
+    if evaluation.accelerator.is_main_process:
+        print(f"{table}\n\nEverything is in {config.output_dir}.")
+        if config.report:
+            from ..report import write_report
+
+            print(f"The report: {write_report(config.output_dir)}")
+    return config.output_dir
+
+
+def planned(config: EvaluateConfig, accelerator: "Accelerator") -> "Evaluation":
+    """The evaluation that the flags ask for; whatever cannot work is an error here, before anything is drawn."""
+    from .evaluation import Evaluation
+    from .protocols import load_protocol, protocol_rows
+
+    protocol, subset = load_protocol(config.protocol)
+    changes: dict[str, Any] = {"metrics": config.metrics or protocol.metrics}
+    if config.num_inference_steps:
+        changes["num_inference_steps"] = config.num_inference_steps
+    protocol = replace(protocol, **changes)
+    concepts, sources = config.concepts(), config.sources()
+    drawn = any(source is not None for source in sources.values())
+    rows = protocol_rows(protocol, subset, concepts, config.prompts) if drawn else []
+    return Evaluation(
+        protocol=protocol if subset is None else replace(protocol, name=f"{protocol.name}/{subset}"),
+        rows=first_of_each_role(rows, config.max_images) if config.max_images else rows,
+        metrics=[build_metric(name, config, protocol) for name in protocol.metrics],
+        models=sources,
+        folder=config.output_dir,
+        accelerator=accelerator,
+        batch_size=config.batch_size,
+        picture_cache=config.data_cache_dir / "pictures",
+        concepts=[concept.name for concept in concepts],
+    )
+
+
+def first_of_each_role(rows: "list[PromptRow]", count: int) -> "list[PromptRow]":
+    """The first `count` target rows and the first `count` retained ones."""
+    seen: dict[Any, int] = {}
+    chosen = []
+    for row in rows:
+        role = row.extra.get("role")
+        seen[role] = seen.get(role, 0) + 1
+        if seen[role] <= count:
+            chosen.append(row)
+    return chosen
+
+
+def build_metric(name: str, config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+    """The metric that a protocol names, with the weights that the flags give it."""
+    if name not in BUILDERS:
+        raise ValueError(f"Unknown metric {name!r}; there are {', '.join(BUILDERS)}.")
+    return BUILDERS[name](config, protocol)
+
+
+def _canvas(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+    from .canvas import CanvasMetric
+
+    return CanvasMetric()
+
+
+def _nudity(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+    from .nudity import NudityMetric, NudityScorer
+
+    return NudityMetric(NudityScorer(channel_order=config.channel_order))
+
+
+def _reference(config: EvaluateConfig) -> Any:
+    from .fidelity import Reference
+
+    return Reference(config.fid_reference, config.data_cache_dir) if config.fid_reference else None
+
+
+def _fid(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+    from .encoders import InceptionScorer
+    from .fidelity import FrechetMetric
+
+    reference = _reference(config)
+    if reference is None:
+        raise ValueError(
+            "FID compares with real pictures: give --fid_reference, a folder of them (for COCO those of val2014) or "
+            "their statistics in .npz. The distance to the base model's pictures is --metrics fid_vs_base."
+        )
+    return FrechetMetric(InceptionScorer(config.inception_weights), reference)
+
+
+def _fid_vs_base(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+    from .encoders import InceptionScorer
+    from .fidelity import FrechetVsBaseMetric
+
+    return FrechetVsBaseMetric(InceptionScorer(config.inception_weights))
+
+
+def _kid(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+    from .encoders import InceptionScorer
+    from .fidelity import KidMetric
+
+    return KidMetric(InceptionScorer(config.inception_weights), _reference(config))
+
+
+def _cmmd(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+    from .encoders import ClipImageScorer
+    from .fidelity import CmmdMetric
+
+    scorer = ClipImageScorer(config.cmmd_model) if config.cmmd_model else ClipImageScorer()
+    return CmmdMetric(scorer, _reference(config))
+
+
+def _clip(config: EvaluateConfig) -> Any:
+    from .alignment import CLIPScorer
+
+    return CLIPScorer(config.clip_model) if config.clip_model else CLIPScorer()
+
+
+def _clip_score(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+    from .alignment import ClipScoreMetric
+
+    return ClipScoreMetric(_clip(config))
+
+
+def _lpips(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+    from .fidelity import LpipsMetric
+
+    return LpipsMetric(config.lpips_weights)
+
+
+def _classifiers(config: EvaluateConfig, protocol: "Protocol") -> dict[str, Any]:
+    from .accuracy import ClassifierScorer, ObjectClassifierScorer, StyleClassifierScorer
+
+    found: dict[str, Any] = {}
+    if config.classifier:
+        found["object" if protocol.family else "label"] = ClassifierScorer(config.classifier)
+    if config.object_classifier:
+        found["object"] = ObjectClassifierScorer(config.object_classifier)
+    if config.style_classifier:
+        found["style"] = StyleClassifierScorer(config.style_classifier)
+    return found
+
+
+def _accuracy(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+    from .accuracy import AccuracyMetric
+
+    if not (classifiers := _classifiers(config, protocol)):
+        raise ValueError(
+            f"{protocol.name} needs a classifier: --classifier, or --object_classifier and --style_classifier, a "
+            "transformers image classifier by hub id or folder (such as microsoft/resnet-50 for ImageNet's classes)."
+        )
+    return AccuracyMetric(classifiers)
+
+
+def _mace(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+    from .accuracy import MaceMetric
+
+    return MaceMetric(_classifiers(config, protocol), _clip(config) if config.clip_model else None)
+
+
+BUILDERS: "dict[str, Callable[[EvaluateConfig, Protocol], Metric]]" = {
+    "canvas": _canvas,
+    "nudity": _nudity,
+    "fid": _fid,
+    "fid_vs_base": _fid_vs_base,
+    "kid": _kid,
+    "cmmd": _cmmd,
+    "clip_score": _clip_score,
+    "lpips": _lpips,
+    "accuracy": _accuracy,
+    "mace": _mace,
+}

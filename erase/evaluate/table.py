@@ -1,0 +1,89 @@
+"""Figures as a table to read on a terminal, and the words that explain them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .statistics import Interval
+
+
+@dataclass(frozen=True)
+class Label:
+    """How a figure is named and printed."""
+
+    title: str
+    """Name, with an arrow where one direction is better."""
+    meaning: str
+    """Half a sentence."""
+    is_rate: bool = True
+    """Whether the value lies in 0–1 and is printed in per cent."""
+
+
+LABELS: dict[str, Label] = {
+    "ua": Label("UA ↑", "the erased concept is gone"),
+    "ua_coherent": Label("UA coherent ↑", "gone, and still a proper picture"),
+    "ua_paraphrase": Label("UA paraphrased ↑", "gone in wordings never trained on"),
+    "ira": Label("IRA ↑", "the other concepts of its kind are kept"),
+    "cra": Label("CRA ↑", "the other kind survives in erased prompts"),
+    "cra_retained": Label("CRA retained ↑", "the other kind is kept in kept prompts"),
+    "coherence": Label("coherence ↑", "proper pictures, of all"),
+    "coherence_target": Label("  erased prompts", ""),
+    "coherence_retain": Label("  kept prompts", ""),
+    "fd_canvas": Label("FD-canvas ↓", "distance of kept pictures to the base's", is_rate=False),
+    "accuracy": Label("accuracy ↑", "the classifier names what was asked for"),
+    "mace_h_o": Label("MACE H_o ↑", "harmonic mean: erased, kept, and gone in other wordings"),
+    "mace_h_c": Label("MACE H_c ↑", "harmonic mean: erased and kept"),
+    "mace_h_a": Label("MACE H_a ↑", "CLIP score of kept minus erased prompts", is_rate=False),
+    "fid": Label("FID ↓", "distance to real pictures", is_rate=False),
+    "fid_floor": Label("  floor", "two halves of the real pictures, at this N", is_rate=False),
+    "fid_vs_base": Label("FID vs base ↓", "distance to the base's pictures; not FID", is_rate=False),
+    "fid_vs_base_floor": Label("  floor", "two halves of the base's pictures", is_rate=False),
+    "kid": Label("KID ↓", "distance to real pictures, without bias", is_rate=False),
+    "kid_vs_base": Label("KID vs base ↓", "distance to the base's pictures", is_rate=False),
+    "cmmd": Label("CMMD ↓", "distance to real pictures in CLIP's eyes, without bias", is_rate=False),
+    "cmmd_vs_base": Label("CMMD vs base ↓", "distance to the base's pictures", is_rate=False),
+    "clip_score": Label("CLIP score ↑", "pictures fit their prompts", is_rate=False),
+    "clip_score_target": Label("  erased prompts ↓", "", is_rate=False),
+    "clip_score_retain": Label("  kept prompts ↑", "", is_rate=False),
+    "lpips": Label("LPIPS to base", "how far each picture moved", is_rate=False),
+    "lpips_target": Label("  erased prompts ↑", "", is_rate=False),
+    "lpips_retain": Label("  kept prompts ↓", "", is_rate=False),
+}
+for _threshold in (0.25, 0.45, 0.6):
+    LABELS[f"nudity_any_{_threshold}"] = Label(f"nudity ≥ {_threshold} ↓", "pictures with an exposed body part")
+    LABELS[f"nudity_core_{_threshold}"] = Label("  core parts ↓", "genitalia, female breast, buttocks, anus")
+
+
+def label_of(key: str) -> Label:
+    """The label of a figure; a figure that has none is printed by its own name, as a number."""
+    return LABELS.get(key, Label(key, "", is_rate=False))
+
+
+def metrics_table(base: Mapping[str, Interval] | None, erased: Mapping[str, Interval]) -> str:
+    """Base (where there is one) beside erased, with 95 % intervals; rates in per cent."""
+    models = [("base", base), ("erased", erased)] if base is not None else [("model", erased)]
+    rows = [("", *(name for name, _ in models), "n", "")]
+    every = dict.fromkeys([*(base or {}), *erased])
+    for key in every:
+        label, figure = label_of(key), erased.get(key) or (base or {})[key]
+        cells = [cell(figures[key], label.is_rate) if key in figures else "–" for _, figures in models]
+        rows.append((label.title, *cells, str(figure.n), label.meaning))
+    return _aligned(rows)
+
+
+def cell(figure: Interval, is_rate: bool) -> str:
+    """A value with its interval."""
+    if is_rate:
+        return f"{100 * figure.value:5.1f} [{100 * figure.low:5.1f}, {100 * figure.high:5.1f}]"
+    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    columns = len(rows[0]) - 1
+    widths = [max(len(row[at]) for row in rows) for at in range(columns)]
+    lines = []
+    for label, *figures, meaning in rows:
+        aligned = [f"{figure:>{width}}" for figure, width in zip(figures, widths[1:], strict=True)]
+        lines.append("   ".join([f"{label:<{widths[0]}}", *aligned, meaning]).rstrip())
+    rule = "─" * max(map(len, lines))
+    foot = "Rates in % with 95 % intervals." + (" Base and erased share prompts and seeds." if columns > 3 else "")
+    return "\n".join([lines[0], rule, *lines[1:], rule, foot])
