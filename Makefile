@@ -34,6 +34,7 @@ demo: setup  ## Erase "cat" from the bundled emoji model and show that it is gon
 	$(LAUNCH) erase.py --pretrained_model_name_or_path canvas --concept cat \
 		--output_dir $(DEMO) --overwrite_output_dir
 	@echo
+	@echo "What was lost and what was kept:    $(DEMO)/report.html"
 	@echo "Before and after at the same seeds: $(DEMO)/grid.png"
 	@echo "The table above, for programs:      $(DEMO)/metrics.json"
 	@echo "The erased pipeline, for diffusers: $(DEMO)"

@@ -15,10 +15,10 @@ from accelerate import Accelerator
 
 from erase import EraseConfig, erase, load_concepts
 from erase.canvas import PIPELINE_DIR, STYLES
+from erase.devices import native_precision
 from erase.evaluate.evaluation import load_metrics
 from erase.evaluate.proof import canvas_evaluation
 from erase.files import write_json, write_text
-from erase.devices import native_precision
 
 OBJECTS = ("cat", "apple", "car", "sunflower", "umbrella", "guitar", "penguin", "octopus")
 CONTROLLED = ("cat", "neon")

@@ -17,9 +17,9 @@ from accelerate import Accelerator
 
 from erase import EraseConfig, erase, load_concepts
 from erase.canvas import PIPELINE_DIR
+from erase.devices import native_precision
 from erase.evaluate.evaluation import MODELS, load_metrics
 from erase.evaluate.proof import canvas_evaluation
-from erase.devices import native_precision
 
 # Objects that the table leaves out; all six styles are in it, so the style is only drawn at other seeds.
 CONCEPTS = ("mushroom", "bicycle", "neon")

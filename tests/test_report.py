@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_folder import NASTY, RETAINED, TARGETS, build_run, flags_of
 
 from erase.evaluate.nudity import NudityMetric
 from erase.evaluate.scoring import Scored
@@ -27,6 +26,7 @@ from erase.report.pairs import is_sensitive
 from erase.report.published import load_published, published_tables
 from erase.report.verdict import verdict
 from erase.saliency import SaliencyMask
+from report_folder import NASTY, RETAINED, TARGETS, build_run, flags_of
 
 SECTIONS = ("pictures", "measures", "became", "mask", "training", "provenance")
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_folder import build_run
 
 from erase.report import write_report
+from report_folder import build_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",

@@ -65,7 +65,7 @@ class EvaluateConfig:
     channel_order: Literal["rgb", "bgr"] = "rgb"
     """How NudeNet sees pictures; bgr is what the package itself does with files."""
     inception_weights: Path | None = None
-    """Local weights of FID's network, pt_inception-2015-12-05-6726825d.pth or the same as .safetensors."""
+    """Local weights of FID's network: weights-inception-2015-12-05-6726825d.pth, or its tensors as .safetensors."""
     fid_reference: Path | None = None
     """Real pictures for FID, KID and CMMD: a folder, or for FID its statistics in .npz."""
     clip_model: str | None = None
