@@ -65,6 +65,8 @@ class Evaluation:
         scorers = [scorer for metric in self.metrics for scorer in metric.scorers()]
         for scorer in scorers:
             scorer.fingerprint()  # missing weights are an error now, not after the pictures
+        for metric in self.metrics:
+            metric.check([row.as_record() for row in self.rows])
         for name, source in self.models.items():
             if source is not None:
                 self._timed(f"draw {name}", lambda n=name, s=source: self._draw(n, s, scorers))

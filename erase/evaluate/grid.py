@@ -31,7 +31,7 @@ def comparison_grid(
     """
     panels = []
     for role, title in _TITLES.items():
-        picked = spread([record for record in records if record["role"] == role], num_pairs)
+        picked = spread([record for record in records if record.get("role", "target") == role], num_pairs)
         if picked:
             named = f": {', '.join(concepts)}" if concepts and role == "target" else ""
             panels.append(_panel(title + named, picked, folders, columns))

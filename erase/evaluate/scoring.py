@@ -94,6 +94,9 @@ class Metric(ABC):
     def scorers(self) -> list[Scorer]:
         """What must have looked at the pictures; two metrics may name equal scorers."""
 
+    def check(self, records: Sequence[Mapping[str, Any]]) -> None:  # noqa: B027 — most metrics take any records
+        """Refuse rows that cannot be counted, before their pictures are drawn."""
+
     @abstractmethod
     def summarize(self, scored: Scored, base: Scored | None = None) -> Summary:
         """Figures of one model; `base` are the base model's pictures of the same rows, where the metric needs them."""

@@ -62,9 +62,8 @@ def metrics_table(base: Mapping[str, Interval] | None, erased: Mapping[str, Inte
     """Base (where there is one) beside erased, with 95 % intervals; rates in per cent."""
     models = [("base", base), ("erased", erased)] if base is not None else [("model", erased)]
     rows = [("", *(name for name, _ in models), "n", "")]
-    every = dict.fromkeys([*(base or {}), *erased])
-    for key in every:
-        label, figure = label_of(key), erased.get(key) or (base or {})[key]
+    for key, figure in (dict(base or {}) | dict(erased)).items():
+        label = label_of(key)
         cells = [cell(figures[key], label.is_rate) if key in figures else "–" for _, figures in models]
         rows.append((label.title, *cells, str(figure.n), label.meaning))
     return _aligned(rows)
