@@ -201,7 +201,7 @@ def main() -> None:
     settings = {name: value for name, value in vars(args).items() if isinstance(value, int | list)}
     bank, (held_out, labels) = pictures(3, 20, args)[0], pictures(4, 20, args)
     captions = [captions_of(OBJECTS[o], STYLES[s])[0] for o, s in labels.tolist()]
-    build_reference(pipe, bank, held_out, captions, args.work_dir, settings)
+    build_reference(pipe, bank, held_out, labels, captions, args.work_dir, settings)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def test_weights_are_small_and_in_safe_formats():
 def test_reference_has_a_bank_a_threshold_and_the_base_models_own_pictures():
     reference = load_reference()
     assert reference.bank.shape == (2400, 384)
-    assert reference.threshold > 0
+    assert reference.thresholds.shape == (len(OBJECTS), len(STYLES)) and reference.thresholds.min() > 0
     assert reference.base_features.shape == (1200, 64)
     assert len(reference.base_labels.unique(dim=0)) == len(OBJECTS) * len(STYLES)
     for tensor in (reference.bank, reference.base_features):

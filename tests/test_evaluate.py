@@ -50,7 +50,7 @@ def reference(rng: np.random.Generator) -> Reference:
     labels = [(o, s) for o in range(len(OBJECTS)) for s in range(len(STYLES)) for _ in range(3)]
     return Reference(
         bank=torch.zeros(5, DIM),
-        threshold=1.0,
+        thresholds=torch.ones(len(OBJECTS), len(STYLES)),
         base_features=torch.from_numpy(rng.normal(size=(len(labels), DIM))).float(),
         base_labels=torch.tensor(labels),
     )

@@ -1,7 +1,7 @@
 """The canvas's own judge: which object and style a picture shows, and whether it is a proper picture.
 
-Coherent: no farther from real pictures than 99 % of real pictures are, and not garbage in the judge's eyes. FD-canvas
-is a Fréchet distance on the canvas's own encoder: not FID. It is bootstrapped over object × style combinations.
+Coherent: no farther from real pictures than 99.5 % of real pictures of its class are, and not garbage. FD-canvas is a
+Fréchet distance on the canvas's own encoder: not FID. It is bootstrapped over object × style combinations.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ class Reference:
 
     bank: Tensor
     """(M, l) layouts of real pictures after their round trip through the autoencoder."""
-    threshold: float
-    """99th percentile of the distance of other real pictures to the bank."""
+    thresholds: Tensor
+    """(objects, styles): what 99.5 % of other real pictures of each class keep of a distance to the bank."""
     base_features: Tensor
     """(K, d) features of the base model's own pictures, drawn at seeds of their own."""
     base_labels: Tensor
@@ -45,7 +45,7 @@ def load_reference() -> Reference:
     tensors = load_file(canvas.REFERENCE_FILE)
     return Reference(
         bank=tensors["bank"].float(),
-        threshold=tensors["threshold"].item(),
+        thresholds=tensors["thresholds"],
         base_features=tensors["base_features"].float(),
         base_labels=tensors["base_labels"].long(),
     )
@@ -96,7 +96,7 @@ class CanvasScorer(Scorer):
             "judged_style": STYLES[style],
             "object_confidence": round(confidence, 5),
             "distance": round(distance, 5),
-            "coherent": distance <= self.reference.threshold and obj != GARBAGE,
+            "coherent": obj != GARBAGE and distance <= self.reference.thresholds[obj, style].item(),
             "garbage": obj == GARBAGE,
         }
 
