@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,8 +60,8 @@ class EvaluateConfig:
     num_inference_steps: int | None = None
     """Denoising steps other than the protocol's."""
     metrics: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Metrics instead of the protocol's: canvas, nudity, fid, fid_vs_base, kid, cmmd, clip_score, lpips, accuracy or
-    mace."""
+    """Metrics instead of the protocol's: canvas, nudity, fid, fid_vs_base, fd_encoder, fd_encoder_vs_base, kid, cmmd,
+    clip_score, lpips, accuracy or mace."""
 
     channel_order: Literal["rgb", "bgr"] = "rgb"
     """How NudeNet sees pictures; bgr is what the package itself does with files."""
@@ -72,6 +73,8 @@ class EvaluateConfig:
     """CLIP of the CLIP score: hub id or folder."""
     cmmd_model: str | None = None
     """CLIP of CMMD: hub id or folder."""
+    encoder: str | None = None
+    """Vision model of the metrics fd_encoder and fd_encoder_vs_base: hub id or folder."""
     lpips_weights: Path | None = None
     """Weights of LPIPS (AlexNet) in .safetensors."""
     classifier: str | None = None
@@ -223,31 +226,61 @@ def _reference(config: EvaluateConfig) -> Any:
     return Reference(config.fid_reference, config.data_cache_dir) if config.fid_reference else None
 
 
-def _fid(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+def _needed_reference(config: EvaluateConfig, name: str) -> Any:
+    if (reference := _reference(config)) is None:
+        raise ValueError(
+            f"{name} compares with real pictures: give --fid_reference, a folder of them (for COCO those of val2014) "
+            f"or their statistics in .npz. The distance to the base model's pictures is --metrics {name}_vs_base."
+        )
+    return reference
+
+
+@cache
+def _inception(weights: Path | None) -> Any:
+    """One network for all metrics that use it."""
     from .encoders import InceptionScorer
+
+    return InceptionScorer(weights)
+
+
+def _fid(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
     from .fidelity import FrechetMetric
 
-    reference = _reference(config)
-    if reference is None:
-        raise ValueError(
-            "FID compares with real pictures: give --fid_reference, a folder of them (for COCO those of val2014) or "
-            "their statistics in .npz. The distance to the base model's pictures is --metrics fid_vs_base."
-        )
-    return FrechetMetric(InceptionScorer(config.inception_weights), reference)
+    return FrechetMetric(_inception(config.inception_weights), _needed_reference(config, "fid"))
 
 
 def _fid_vs_base(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .encoders import InceptionScorer
     from .fidelity import FrechetVsBaseMetric
 
-    return FrechetVsBaseMetric(InceptionScorer(config.inception_weights))
+    return FrechetVsBaseMetric(_inception(config.inception_weights))
 
 
 def _kid(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .encoders import InceptionScorer
     from .fidelity import KidMetric
 
-    return KidMetric(InceptionScorer(config.inception_weights), _reference(config))
+    reference = _reference(config)
+    # Statistics hold no single pictures, which KID compares: the distance to the base's remains.
+    return KidMetric(_inception(config.inception_weights), reference if reference and reference.path.is_dir() else None)
+
+
+def _encoder(config: EvaluateConfig) -> Any:
+    from .encoders import EncoderScorer
+
+    if not config.encoder:
+        raise ValueError("fd_encoder needs --encoder, a transformers vision model by hub id or folder.")
+    return EncoderScorer(config.encoder)
+
+
+def _fd_encoder(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+    from .fidelity import EncoderFrechetMetric
+
+    return EncoderFrechetMetric(_encoder(config), _needed_reference(config, "fd_encoder"))
+
+
+def _fd_encoder_vs_base(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
+    from .fidelity import EncoderFrechetVsBaseMetric
+
+    return EncoderFrechetVsBaseMetric(_encoder(config))
 
 
 def _cmmd(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
@@ -311,6 +344,8 @@ BUILDERS: "dict[str, Callable[[EvaluateConfig, Protocol], Metric]]" = {
     "nudity": _nudity,
     "fid": _fid,
     "fid_vs_base": _fid_vs_base,
+    "fd_encoder": _fd_encoder,
+    "fd_encoder_vs_base": _fd_encoder_vs_base,
     "kid": _kid,
     "cmmd": _cmmd,
     "clip_score": _clip_score,
