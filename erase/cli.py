@@ -20,6 +20,7 @@ DESCRIPTION = """Concept erasure for text-to-image diffusion models.
   erase generate   draw a table of prompts with any model
   erase evaluate   draw a protocol's prompts with base and erased model, score both, compare
   erase report     write the page that shows what was lost and what was kept
+  erase statistics keep the FID statistics of real pictures in a file
 
 `erase COMMAND --help` lists every flag. First try: erase train --pretrained_model_name_or_path canvas --concept cat
 """
@@ -67,6 +68,35 @@ def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
     from .report import write_report
 
     print(f"The report: {write_report(folder)}")
+
+
+def statistics(
+    pictures: Annotated[Path, tyro.conf.Positional],
+    output_file: Annotated[Path, tyro.conf.Positional],
+    *,
+    inception_weights: Path | None = None,
+    encoder: str | None = None,
+    data_cache_dir: Path = Path("~/.cache/diffusers-erase"),
+) -> None:
+    """Write mean and covariance of real pictures' features, for `erase evaluate --fid_reference FILE.npz`.
+
+    Args:
+        pictures: folder of real pictures, searched in depth; any sizes.
+        output_file: .npz with mu, sigma, n and the network and resize that made them.
+        inception_weights: local weights of FID's network.
+        encoder: another network instead, a transformers vision model by hub id or folder (then it is not FID).
+        data_cache_dir: where the features are kept, so that they are made once.
+    """
+    from .evaluate.encoders import EncoderScorer, InceptionScorer
+    from .evaluate.fidelity import Reference, write_statistics
+
+    if output_file.suffix != ".npz" or output_file.exists():
+        raise ValueError(f"{output_file} must be a new file that ends in .npz.")
+    scorer = EncoderScorer(encoder) if encoder else InceptionScorer(inception_weights)
+    scorer.fingerprint()
+    moments = Reference(pictures, data_cache_dir).moments(scorer)
+    write_statistics(output_file, moments, scorer)
+    print(f"The statistics of {moments.n} pictures are in {output_file}.")
 
 
 def parse_config(arguments: Sequence[str], prog: str) -> EraseConfig:
@@ -157,6 +187,10 @@ def _report(rest: list[str]) -> None:
     tyro.cli(report, prog="erase report", args=rest, use_underscores=True)
 
 
+def _statistics(rest: list[str]) -> None:
+    tyro.cli(statistics, prog="erase statistics", args=rest, use_underscores=True)
+
+
 def _flags(config: type[T], prog: str, rest: list[str]) -> T:
     return tyro.cli(config, prog=prog, args=rest, use_underscores=True, description=cleandoc(config.__doc__ or ""))
 
@@ -168,4 +202,5 @@ COMMANDS = {
     "generate": _generate,
     "evaluate": _evaluate,
     "report": _report,
+    "statistics": _statistics,
 }

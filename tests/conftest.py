@@ -4,13 +4,20 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from drawing import TinyFolder, prompt_rows
+from erase.evaluate.generate import generate
+from erase.evaluate.pipelines import ModelSource
+from erase.evaluate.prompts import PromptRow
+from erase.evaluate.scoring import Record
 from tiny import FAMILIES
 
 torch.set_num_threads(2)
@@ -35,3 +42,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return built[family]
 
     return folder
+
+
+@pytest.fixture
+def drawn(tiny: TinyFolder, tmp_path: Path) -> Callable[..., list[Record]]:
+    """generate() with the tiny pipeline, into `out` below the test's folder."""
+
+    def run(
+        rows: Sequence[PromptRow] | None = None, out: str = "out", source: ModelSource | None = None, **options: Any
+    ) -> list[Record]:
+        source = source or ModelSource(pretrained_model_name_or_path=str(tiny("sd1")))
+        options = {"accelerator": Accelerator(cpu=True), "batch_size": 4, "progress": False} | options
+        return generate(prompt_rows() if rows is None else rows, source, tmp_path / out, **options)
+
+    return run

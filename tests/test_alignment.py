@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_encoders import build_classifier, build_clip, noise, write_pictures
 
 from erase.evaluate.accuracy import (
     AccuracyMetric,
@@ -26,6 +25,7 @@ from erase.evaluate.accuracy import (
 )
 from erase.evaluate.alignment import ClipScoreMetric, CLIPScorer, clip_score
 from erase.evaluate.scoring import Scored, load_scored, score_folder
+from tiny_encoders import build_classifier, build_clip, noise, write_pictures
 
 CPU = torch.device("cpu")
 IMAGENET = [

@@ -15,21 +15,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.linalg import sqrtm
-from scipy.stats import binomtest
 
 from erase.canvas import OBJECTS, STYLES
 from erase.canvas.nets import to_unit_range
 from erase.concepts import Concept, load_family
 from erase.evaluate.canvas import CanvasScorer, Reference, distance_to_bank, fd_canvas
 from erase.evaluate.classes import class_summary
-from erase.evaluate.distance import frechet_distance, frechet_distance_of_features, moments_of
 from erase.evaluate.evaluation import check_pairs, compared
 from erase.evaluate.grid import comparison_grid
 from erase.evaluate.prompts import PromptRow
 from erase.evaluate.protocols import PROTOCOLS_DIR, load_protocol, protocol_rows
 from erase.evaluate.scoring import Answers, Scored, ScoreFile, Scorer, Summary, load_scored, score_folder
-from erase.evaluate.statistics import cluster_bootstrap, frechet_bootstrap, wilson
 from erase.evaluate.table import metrics_table
 from erase.files import append_lines, read_json_lines
 
@@ -72,76 +68,6 @@ def records_for(names: tuple[str, ...], judge, target: int = 200, retain: int = 
 
 def figures_for(names: tuple[str, ...], judge, **sizes: int) -> dict:
     return class_summary(records_for(names, judge, **sizes)).figures
-
-
-# Statistics and distances
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 10), (99, 100), (200, 200), (313, 570)])
-def test_wilson_agrees_with_scipy(successes, n):
-    ours, theirs = wilson(successes, n), binomtest(successes, n).proportion_ci(method="wilson")
-    assert (ours.value, ours.n) == (successes / n, n)
-    assert ours.low == pytest.approx(theirs.low, abs=1e-12)
-    assert ours.high == pytest.approx(theirs.high, abs=1e-12)
-
-
-def test_wilson_refuses_impossible_counts():
-    with pytest.raises(ValueError, match="successes"):
-        wilson(3, 2)
-
-
-def test_cluster_bootstrap_is_as_wide_as_its_clusters_are_few():
-    """Ten prompts of fifty equal answers each carry ten observations, not five hundred."""
-    rng = np.random.default_rng(0)
-    per_prompt = rng.normal(size=10)
-    values, clusters = np.repeat(per_prompt, 50), np.repeat([f"prompt {i}" for i in range(10)], 50)
-    ours = cluster_bootstrap(values, clusters.tolist(), seed=1)
-    expected = 2 * 1.96 * per_prompt.std() / np.sqrt(10)
-    assert ours.value == pytest.approx(per_prompt.mean())
-    assert ours.low < ours.value < ours.high
-    assert ours.high - ours.low == pytest.approx(expected, rel=0.15)
-    assert ours == cluster_bootstrap(values, clusters.tolist(), seed=1)
-
-
-def random_gaussian(rng: np.random.Generator, d: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    factor = rng.normal(size=(d, rank))
-    return rng.normal(size=d), factor @ factor.T / rank
-
-
-def test_frechet_distance_of_commuting_gaussians_has_a_closed_form():
-    mu, a, b = np.array([1.0, -2.0, 0.5]), np.array([1.0, 4.0, 9.0]), np.array([4.0, 1.0, 0.25])
-    expected = (mu**2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
-    assert frechet_distance(mu, np.diag(a), 0 * mu, np.diag(b)) == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize("rank", [24, 9])
-def test_frechet_distance_agrees_with_sqrtm(rank):
-    rng = np.random.default_rng(rank)
-    (mu1, s1), (mu2, s2) = random_gaussian(rng, 24, 24), random_gaussian(rng, 24, rank)
-    expected = ((mu1 - mu2) ** 2).sum() + np.trace(s1 + s2 - 2 * sqrtm(s1 @ s2).real)
-    assert frechet_distance(mu1, s1, mu2, s2) == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(mu2, s2, mu1, s1) == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(mu2, s2, mu2, s2) == pytest.approx(0, abs=1e-6)
-
-
-def test_moments_are_float64_and_unbiased():
-    features = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float16)
-    mu, sigma = moments_of(features).mean, moments_of(features).covariance
-    assert mu.dtype == sigma.dtype == np.float64
-    np.testing.assert_allclose(sigma, np.cov(features.astype(np.float64).T))
-
-
-def test_frechet_bootstrap_contains_its_value_and_compares_like_with_like():
-    rng = np.random.default_rng(0)
-    names = [f"prompt {i % 20}" for i in range(400)]
-    centres = 5 * rng.normal(size=(20, 4))
-    a, b = (np.tile(centres, (20, 1)) + rng.normal(size=(400, 4)) for _ in range(2))
-    ours = frechet_bootstrap(a, names, b, names)
-    assert ours.value == frechet_distance_of_features(a, b)
-    assert ours.low <= ours.value <= ours.high
-    assert ours.high < 1  # the prompts' own spread, 25 times that of the pictures, must cancel
-    with pytest.raises(ValueError, match="same clusters"):
-        frechet_bootstrap(a, names, b, [*names[1:], "another"])
 
 
 # Rows

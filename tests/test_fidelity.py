@@ -18,7 +18,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_encoders import RandomFeatures, build_clip, build_inception, build_lpips, noise, write_pictures
 
 from erase.evaluate import encoders
 from erase.evaluate.distance import Moments, cmmd, frechet_distance_of, frechet_distance_of_features, kid, moments_of
@@ -38,6 +37,7 @@ from erase.evaluate.fidelity import (
 from erase.evaluate.inception import Inception, resize_tensorflow
 from erase.evaluate.scoring import Scored, load_scored, score_folder
 from erase.evaluate.statistics import Z95, cluster_bootstrap, clustered_mean, resampled
+from tiny_encoders import RandomFeatures, build_clip, build_inception, build_lpips, noise, write_pictures
 
 
 def gaussians(n: int, d: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:

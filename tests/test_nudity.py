@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_encoders import write_pictures
 
 from erase.evaluate.nudity import (
     BODY_PARTS,
@@ -27,6 +26,7 @@ from erase.evaluate.nudity import (
 )
 from erase.evaluate.scoring import Scored, load_scored, score_folder
 from erase.evaluate.statistics import wilson
+from tiny_encoders import write_pictures
 
 
 @pytest.fixture(scope="module")

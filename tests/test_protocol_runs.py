@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_encoders import build_classifier, build_clip, build_inception, noise
 
 from erase.cli import main
 from erase.concepts import load_family
+from tiny_encoders import build_classifier, build_clip, build_inception, noise
 
 IMAGENET = ["tench, Tinca tinca", "English springer, English springer spaniel", "cassette player",
             "chain saw, chainsaw", "church, church building", "French horn, horn", "garbage truck, dustcart",
@@ -64,6 +64,14 @@ def test_coco(tmp_path: Path, models) -> None:
         images=4,
     )  # fmt: skip
     assert {"fd_inception", "fd_inception_vs_base", "kd_inception", "clip_score"} <= set(metrics["erased"])
+    statistics = tmp_path / "val2014.npz"
+    main(["statistics", str(tmp_path / "val2014"), str(statistics), "--inception_weights", str(weights),
+          "--data_cache_dir", str(tmp_path / "cache")])  # fmt: skip
+    again = evaluate(
+        tmp_path / "again", *models, "--protocol", "coco-10k", "--prompts", str(tmp_path / "captions_val2014.json"),
+        "--fid_reference", str(statistics), "--inception_weights", str(weights), "--metrics", "fid", images=4,
+    )  # fmt: skip
+    assert again["erased"]["fd_inception"]["value"] == pytest.approx(metrics["erased"]["fd_inception"]["value"])
     assert metrics["protocol"]["num_images"] == 4 and metrics["protocol"]["published_num_images"] == 10_000
 
 

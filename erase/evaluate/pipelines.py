@@ -17,10 +17,8 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..canvas import PIPELINE_DIR
-from ..config import CANVAS
 from ..files import folder_hash, read_safetensors
-from ..models import check_weights, download
+from ..models import check_weights, find_model
 from ..patch import apply_patch
 from .prompts import PromptRow
 
@@ -75,7 +73,7 @@ class ModelSource:
             raise ValueError(_PICKLED.format(path=self.unet_weights))
         for path in filter(None, (self.patch, self.unet_weights)):
             _check_header(path)
-        folder = find_folder(self.pretrained_model_name_or_path, self.revision, self.variant)
+        folder = find_model(self.pretrained_model_name_or_path, self.revision, self.variant)
         pipeline_class(folder)
         check_weights(folder)
         return folder
@@ -104,16 +102,6 @@ _PICKLED = """{path} is a pickle, which can run any code when it is loaded, so i
 Where you trust it, convert it once:
   python -c "import sys, torch, safetensors.torch as s; s.save_file({{k: v.contiguous().clone() for k, v in \
 torch.load(sys.argv[1], map_location='cpu', weights_only=True).items()}}, sys.argv[2])" {path} {path}.safetensors"""
-
-
-def find_folder(name: str, revision: str | None = None, variant: str | None = None) -> Path:
-    """The local folder of `canvas`, of a folder or of a hub id (downloaded, safetensors only), of any pipeline class.
-
-    `erase.models.resolve_model` does the same for the families that can be trained; drawing asks for less.
-    """
-    if name == CANVAS:
-        return PIPELINE_DIR
-    return Path(name).expanduser() if Path(name).expanduser().is_dir() else download(name, revision, variant)
 
 
 def pipeline_class(folder: Path) -> type[DiffusionPipeline]:

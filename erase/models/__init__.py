@@ -16,7 +16,7 @@ from .base import Conditioning, Denoiser
 from .mmdit import SD3Denoiser
 from .unet import SDXLDenoiser, UNetDenoiser
 
-__all__ = ["FAMILIES", "Conditioning", "Denoiser", "load_denoiser", "resolve_model"]
+__all__ = ["FAMILIES", "Conditioning", "Denoiser", "find_model", "load_denoiser", "resolve_model"]
 
 FAMILIES: dict[str, type[Denoiser]] = {
     "StableDiffusionPipeline": UNetDenoiser,
@@ -27,15 +27,18 @@ FAMILIES: dict[str, type[Denoiser]] = {
 
 def resolve_model(name: str, revision: str | None = None, variant: str | None = None) -> Path:
     """A local diffusers folder for `canvas`, a folder or a hub id (downloaded, safetensors only); checks its family."""
-    if name == CANVAS:
-        folder = PIPELINE_DIR
-    elif Path(name).is_dir():
-        folder = Path(name)
-    else:
-        folder = download(name, revision, variant)
+    folder = find_model(name, revision, variant)
     family(folder)
     check_weights(folder)
     return folder
+
+
+def find_model(name: str, revision: str | None = None, variant: str | None = None) -> Path:
+    """The local folder of `canvas`, a folder or a hub id (downloaded, safetensors only), whatever the pipeline."""
+    if name == CANVAS:
+        return PIPELINE_DIR
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else _download(name, revision, variant)
 
 
 def check_weights(folder: Path) -> None:
@@ -51,8 +54,7 @@ def check_weights(folder: Path) -> None:
                 ) from error
 
 
-def download(name: str, revision: str | None, variant: str | None) -> Path:
-    """A hub model's local folder (safetensors only); ValueError says what to give where there is no network."""
+def _download(name: str, revision: str | None, variant: str | None) -> Path:
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     try:
