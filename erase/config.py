@@ -38,6 +38,7 @@ class EraseConfig:
     """Erase concepts from a text-to-image model and export a standard diffusers pipeline.
 
     Example: accelerate launch erase.py --concept nudity
+
     Try it:  accelerate launch erase.py --pretrained_model_name_or_path canvas --concept cat
     """
 

@@ -29,6 +29,7 @@ class GenerateConfig:
     """Draw a picture for each prompt, and write it down: images/ID.png and records.jsonl. Run again to go on.
 
     Example: accelerate launch erase.py generate --prompts AIML-TUDA/i2p --pretrained_model_name_or_path erased
+
     Try it:  erase generate --prompts canvas/cat --pretrained_model_name_or_path canvas --num_inference_steps 25
     """
 
