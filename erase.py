@@ -1,8 +1,9 @@
-"""accelerate launch erase.py --concept nudity — the same as `erase train --concept nudity`."""
+"""accelerate launch erase.py [COMMAND] FLAGS — the same as `erase COMMAND FLAGS`; without a command, `erase train`."""
 
 import sys
 
-from erase.cli import main
+from erase.cli import COMMANDS, main
 
 if __name__ == "__main__":
-    main(["train", *sys.argv[1:]])
+    arguments = sys.argv[1:]
+    main(arguments if arguments[:1] and arguments[0] in COMMANDS else ["train", *arguments])

@@ -61,8 +61,8 @@ class EvaluateConfig:
     num_inference_steps: int | None = None
     """Denoising steps other than the protocol's."""
     metrics: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Metrics instead of the protocol's: canvas, nudity, fid, fid_vs_base, kid, cmmd, clip_score, lpips, accuracy, mace,
-    fd_encoder, fd_encoder_vs_base."""
+    """Metrics instead of the protocol's: canvas, nudity, fid, fid_vs_base, kid, cmmd, clip_score, lpips, accuracy,
+    mace, fd_encoder, fd_encoder_vs_base."""
 
     channel_order: Literal["rgb", "bgr"] = "rgb"
     """How NudeNet sees pictures; bgr is what the package itself does with files."""
