@@ -30,9 +30,10 @@ from erase import canvas
 from erase.canvas import OBJECTS, STYLES, draw
 from erase.canvas.nets import PictureNet
 from erase.concepts import load_family
-from erase.files import atomic_save
+from erase.files import atomic_save, write_json
 
 MODEL_MAX_LENGTH = 24
+TRAINING_FILE = "training.json"
 PEAK_LEARNING_RATES = (1.2e-3, 6e-4, 1e-3)
 """Of the denoiser's cycles."""
 
@@ -166,7 +167,10 @@ def pipeline(args: argparse.Namespace, vae: AutoencoderKL) -> StableDiffusionPip
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        pipe.to(dtype=torch.float16).save_pretrained(path)
+        partial = path.with_suffix(".partial")
+        pipe.to(dtype=torch.float16).save_pretrained(partial)
+        write_json(partial / TRAINING_FILE, {"denoiser_steps": args.denoiser_steps, "without": args.without})
+        partial.rename(path)
     return StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32)
 
 

@@ -70,7 +70,9 @@ def gold(concept: str, model: Path, work: Path) -> Row:
         cache,
         Accelerator(mixed_precision=native_precision()),
     ).run()
-    return {"concept": concept, "setting": GOLD} | load_metrics(folder)["erased"]
+    trained = json.loads((model / "training.json").read_text())
+    known = {"concept": concept, "setting": GOLD, "denoiser_steps": trained["denoiser_steps"]}
+    return known | load_metrics(folder)["erased"]
 
 
 def gold_rows(args: argparse.Namespace) -> dict[tuple[str, str], Row]:
@@ -124,6 +126,8 @@ Made by `python scripts/canvas_table.py`; the figures with their 95 % intervals 
 is described in [evaluation.md](evaluation.md). All use `configs/canvas.yaml` (25 DDIM steps, guidance 4, held-out
 seeds, half of the prompts in a held-out wording). UA, IRA, CRA and coherence in %. FD is the Fréchet distance of the
 kept pictures to the base model's at other seeds; the base's own is the seed-to-seed floor, FD ratio is over that floor.
+A gold model is trained from nothing on the pictures that do not show the concept, for the steps named in its row (the
+base: 7,400).
 """
 
 _COLUMNS = ("erased", "UA", "UA coherent", "IRA (base)", "CRA (base)", "coherence (base)", "FD (floor)", "FD ratio",
@@ -169,6 +173,7 @@ def _control_table(rows: list[Row], concepts: list[str]) -> str:
     for concept in concepts:
         for row in (row for row in rows if row["concept"] == concept):
             name = "salient mask, density 0.1 (default)" if row["setting"] == "default" else row["setting"]
+            name += f", {sum(row['denoiser_steps']):,} steps" if "denoiser_steps" in row else ""
             figures = [_percent(row, key) for key in METRICS[:-1]]
             lines.append(f"| {row['concept']} | {name} | {' | '.join(figures)} | {row['fd_canvas']['value']:.2f} |")
     return "\n".join(lines)
