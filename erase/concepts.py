@@ -113,6 +113,8 @@ class Family:
                 f"Every {lacking} of {self.family!r} is being erased; none is left to erase {name!r} with."
             )
 
+        naming = _naming((name, self.domains[domain][name]))
+
         def prompts(classes: Sequence[str], held_out: bool = False) -> tuple[str, ...]:
             return tuple(t for cls in classes for c in contexts for t in self.captions(held_out, **{domain: cls}, **c))
 
@@ -121,7 +123,8 @@ class Family:
             type=domain,  # type: ignore[arg-type]
             forget=prompts([name]),
             anchor=prompts(staying[:1]),
-            retain=prompts([other for other in names if other in staying]),
+            # "Artist Sketch" is not kept by a run that erases "Sketch".
+            retain=tuple(p for p in prompts([other for other in names if other in staying]) if not naming.search(p)),
             evaluate=prompts([name], held_out=True),
             family=self.family,
         )
