@@ -127,8 +127,7 @@ is described in [evaluation.md](evaluation.md). All use `configs/canvas.yaml` (2
 seeds, half of the prompts in a held-out wording). UA, IRA, CRA and coherence in %. FD is the Fréchet distance of the
 kept pictures to the base model's at other seeds; the base's own is the seed-to-seed floor, FD ratio is over that floor.
 A gold model is trained from nothing on the pictures that do not show the concept, for the steps named in its row (the
-base: 7,400).
-"""
+base: 7,400)."""
 
 _COLUMNS = ("erased", "UA", "UA coherent", "IRA (base)", "CRA (base)", "coherence (base)", "FD (floor)", "FD ratio",
             "turns into")  # fmt: skip
