@@ -108,7 +108,7 @@ class Run:
             from .evaluate.proof import prove
 
             with self.stage("proof"):
-                table = prove(self.concepts, config, self.base, self.accelerator)
+                table = prove(self.concepts, config, self.accelerator)
         if self.accelerator.is_main_process:
             self.finish(mask, history, table)
         self.accelerator.end_training()

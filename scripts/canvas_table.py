@@ -15,7 +15,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from erase import EraseConfig, erase, load_concepts
-from erase.canvas import PIPELINE_DIR, STYLES
+from erase.canvas import STYLES
+from erase.config import CANVAS
 from erase.devices import native_precision
 from erase.evaluate.evaluation import load_metrics
 from erase.evaluate.proof import canvas_evaluation
@@ -65,7 +66,7 @@ def gold(concept: str, model: Path, work: Path) -> Row:
     folder = work / f"{concept}-gold"
     canvas_evaluation(
         load_concepts([concept], model="canvas"),
-        {"base": PIPELINE_DIR, "erased": model},
+        {"base": CANVAS, "erased": model},
         folder,
         cache,
         Accelerator(mixed_precision=native_precision()),

@@ -16,7 +16,7 @@ import yaml
 from accelerate import Accelerator
 
 from erase import EraseConfig, erase, load_concepts
-from erase.canvas import PIPELINE_DIR
+from erase.config import CANVAS
 from erase.devices import native_precision
 from erase.evaluate.evaluation import MODELS, load_metrics
 from erase.evaluate.proof import canvas_evaluation
@@ -46,7 +46,7 @@ def try_setting(concept: str, changes: dict[str, Any], args: argparse.Namespace)
     shutil.rmtree(folder, ignore_errors=True)
     canvas_evaluation(
         load_concepts([concept], model="canvas"),
-        {"base": PIPELINE_DIR, "erased": config.output_dir},
+        {"base": CANVAS, "erased": config.output_dir},
         folder,
         config.data_cache_dir,
         Accelerator(mixed_precision=native_precision()),

@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ..concepts import Concept
-from ..config import EraseConfig
+from ..config import CANVAS, EraseConfig
 from .canvas import CanvasMetric
 from .evaluation import GRID_FILE, METRICS_FILE, Evaluation
 from .pipelines import ModelSource
@@ -20,7 +20,7 @@ BATCH_SIZE = 60
 
 def canvas_evaluation(
     concepts: Sequence[Concept],
-    models: dict[str, Path],
+    models: dict[str, str | Path],
     folder: Path,
     cache: Path,
     accelerator: Accelerator,
@@ -41,11 +41,11 @@ def canvas_evaluation(
     )
 
 
-def prove(concepts: Sequence[Concept], config: EraseConfig, base: Path, accelerator: Accelerator) -> str:
+def prove(concepts: Sequence[Concept], config: EraseConfig, accelerator: Accelerator) -> str:
     """Score base and erased into output_dir/evaluation, metrics.json and grid.png beside it; returns the table."""
     out = config.output_dir
     counts = {"num_target_images": config.num_target_images, "num_retain_images": config.num_kept_images}
-    models = {"base": base, "erased": out}
+    models: dict[str, str | Path] = {"base": CANVAS, "erased": out}
     folder = out / EVALUATION_DIR
     table = canvas_evaluation(concepts, models, folder, config.data_cache_dir, accelerator, **counts).run()
     if accelerator.is_main_process:
