@@ -133,6 +133,7 @@ def with_refined_decoder(pipe: StableDiffusionPipeline, args: argparse.Namespace
 
 def save_whole(model: AutoencoderKL, path: Path) -> None:
     partial = path.with_suffix(".partial")
+    model.register_to_config(_name_or_path="")  # diffusers would write where it was loaded from
     model.save_pretrained(partial)
     partial.rename(path)
 
