@@ -312,10 +312,11 @@ TWO = """
 import sys
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
-from erase.evaluate.generate import generate, inference_accelerator
+from erase.devices import make_accelerator
+from erase.evaluate.generate import generate
 from erase.evaluate.pipelines import ModelSource, open_pipeline
 from test_generate import Mean, prompt_rows
-accelerator = inference_accelerator("no")
+accelerator = make_accelerator("no")
 assert accelerator.num_processes == 2
 for name, count in (("two", 10), ("begun", 10), ("one-row", 1)):
     source = ModelSource(pretrained_model_name_or_path={model!r})

@@ -73,7 +73,10 @@ class Evaluation:
         if not self.accelerator.is_main_process:
             self.accelerator.wait_for_everyone()
             return ""
-        scored = {name: self._timed(f"score {name}", lambda n=name: self._score(n, scorers)) for name in self.models}
+        scored = {
+            name: self._timed(f"score {name}", lambda n=name: score_folder(self.folder / n, scorers))
+            for name in self.models
+        }
         table = self._compare(scored)
         self.accelerator.wait_for_everyone()
         return table
@@ -95,9 +98,6 @@ class Evaluation:
             scorers=[scorer for scorer in scorers if scorer.beside],
             picture_cache=self.picture_cache,
         )
-
-    def _score(self, name: str, scorers: Sequence[Scorer]) -> Scored:
-        return score_folder(self.folder / name, scorers)
 
     def _compare(self, scored: Mapping[str, Scored]) -> str:
         check_pairs(scored)

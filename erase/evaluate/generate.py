@@ -139,10 +139,12 @@ class GenerateConfig:
 
 def run_generate(config: GenerateConfig) -> Path:
     """The command: draw, score if asked to, and say where the pictures are."""
+    from ..devices import make_accelerator
+
     rows, source = config.rows(), config.source()
     source.check()
     scorers = _scorers(config)
-    accelerator = inference_accelerator(config.mixed_precision)
+    accelerator = make_accelerator(config.mixed_precision)
     if config.overwrite_output_dir:
         remove_pictures(config.output_dir, accelerator)
     generate(
@@ -286,13 +288,6 @@ def generation_settings(
         "rows_sha256": rows_digest(rows),
         "packages": {name: version(name) for name in ("torch", "diffusers", "transformers")},
     }
-
-
-def inference_accelerator(mixed_precision: str = "auto") -> "Accelerator":
-    """An accelerator for drawing, with all cores shared evenly by the processes of this machine."""
-    from ..devices import make_accelerator
-
-    return make_accelerator(mixed_precision)
 
 
 def remove_pictures(folder: Path, accelerator: "Accelerator") -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,11 @@ class ModelSource:
 
     def describe(self) -> dict[str, str]:
         """Name, sha256 and pipeline class, for reports."""
+        return dict(self._described)
+
+    @cached_property
+    def _described(self) -> dict[str, str]:
+        """Hashed once: a full-size model is gigabytes, and drawing and provenance both ask."""
         folder = self.check()
         return {"name": self.label, "sha256": self._sha256(folder), "class": pipeline_class(folder).__name__}
 
