@@ -103,8 +103,10 @@ def parse_config(arguments: Sequence[str], prog: str) -> EraseConfig:
     """Flags on top of `--config FILE.yaml` on top of the base's preset, all through one parser."""
     rest, config = _take_option(list(arguments), "--config")
     given = {token.split("=")[0].lstrip("-").replace("-", "_") for token in rest if token.startswith("--")}
-    _, model = _take_option(list(arguments), "--pretrained_model_name_or_path")
-    values = layered(config, {"pretrained_model_name_or_path": model} if model else {})
+    decisive = {
+        name: _take_option(list(arguments), f"--{name}")[1] for name in ("pretrained_model_name_or_path", "method")
+    }
+    values = layered(config, {name: value for name, value in decisive.items() if value})
     below = {key: v for key, v in values.items() if key not in given and key.removeprefix("no_") not in given}
     below = {key: value for key, value in below.items() if f"no_{key}" not in given}
     return tyro.cli(

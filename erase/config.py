@@ -1,7 +1,7 @@
 """Everything that a run can be told, as one frozen dataclass: the command line, YAML files and Python share it.
 
-Precedence, lowest first: the class's defaults (the paper's NSFW setting), the base's own preset (`canvas` has one),
-`--config`, the flags.
+Precedence, lowest first: the class's defaults (SalUn's NSFW setting), the method's preset (configs/methods/), the
+base's own presets (`canvas` has one for all methods and one for each), `--config`, the flags.
 """
 
 import dataclasses
@@ -14,16 +14,27 @@ import tyro
 import yaml
 
 from .concepts import ConceptType
+from .methods import Scope, check_method
 
 CANVAS = "canvas"
+CANVAS_METHOD = "recommended"
+"""Elsewhere the default is SalUn as published: nothing here has been measured on a model of full size."""
 CONFIGS_DIR = next(
     folder for folder in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if folder.is_dir()
 )
 
 
+MethodName = Literal[
+    "salun", "salun-soft", "random-label", "gradient-ascent", "esd-x", "esd-x-strict", "esd-u", "concept-ablation",
+    "forget-me-not", "erasediff", "leco", "uce", "rece", "speed", "recommended", "negative-prompt", "sld", "safree",
+]  # fmt: skip
+"""Spelled out because a type checker and a parser of flags both read it; the keys of `METHODS`."""
+
 AT_LEAST_ONE = (
     "num_concept_images",
     "num_retain_images",
+    "trajectory_points",
+    "edit_rounds",
     "data_num_inference_steps",
     "data_batch_size",
     "train_batch_size",
@@ -60,12 +71,18 @@ class EraseConfig:
     seed: int = 0
     """Seed of everything random in the run."""
 
-    method: Literal["salun", "salun-soft"] = "salun"
-    """salun: only salient weights move. salun-soft: no mask, small changes are thresholded away as training goes on."""
+    method: MethodName = "salun"
+    """How it is erased; each has a page in docs/methods and its published settings in configs/methods. Trained:
+    recommended, salun, salun-soft, random-label, gradient-ascent, esd-x, esd-x-strict, esd-u, concept-ablation,
+    forget-me-not, erasediff, leco. Edited in closed form, in seconds: uce, rece, speed. The others change no weight:
+    see `erase evaluate --guard`."""
+    scope: Scope = "full"
+    """Which weights may change: all of the denoiser's, some of its layers', or the text encoder's. A mask chooses among
+    these, and density is a share of them."""
     mask: str = "salient"
     """salient (gradients of the forgetting loss), random (equal density, the control), none, or a mask file."""
     density: float = 0.5
-    """Share of the denoiser's weights that may change, in (0, 1]."""
+    """Share of the weights in scope that the mask lets change, in (0, 1]."""
     mask_score: Literal["gradient", "fisher", "snip"] = "gradient"
     """Saliency of a weight: |sum of gradients|, sum of |gradient| per batch, or |weight x sum of gradients|."""
     mask_guidance_scale: float = 7.5
@@ -75,13 +92,39 @@ class EraseConfig:
     retain_target: Literal["data", "frozen"] = "data"
     """What retained pictures are trained towards: their own noise (as the paper) or the base model's prediction."""
     alpha: float = 0.1
-    """Weight of the retain loss."""
+    """Weight of the retain loss; 0 does without retained pictures."""
+    balance: Literal["sum", "bilevel", "project"] = "sum"
+    """How the two losses' gradients make one. sum: forget + alpha x retain. bilevel: EraseDiff's retain + lambda x
+    forget. project: sum, after the part of forget's gradient that would raise the retain loss has been taken out."""
+    bilevel_eta: float = 1.0
+    """balance bilevel: eta in lambda = max(0, eta - cos(retain's gradient, forget's))."""
     retain_prompt_dropout: float = 0.0
     """Share of retain rows whose prompt is left empty, so that guidance's unconditional branch stays, in [0, 1]."""
     anchor_image_fraction: float = 0.0
     """Share of each forget batch that starts from the anchor's pictures instead of the concept's, in [0, 1]."""
+    forget_x: Literal["pictures", "trajectories"] = "pictures"
+    """Where forget rows start from: noise added to pictures, or the base model's own half-denoised latents."""
+    trajectory_points: int = 10
+    """Latents kept of each trajectory, at steps chosen at random."""
+    trajectory_guidance_scale: float = 3.0
+    """Guidance of the trajectories."""
+    negative_guidance: float = 1.0
+    """eta of ESD's and LECO's target f(empty) - eta (f(concept) - f(empty))."""
+    lora_rank: int = 0
+    """Train a low-rank adapter of this rank and fold it into the weights at the end; 0 trains the weights."""
     soft_quantile: float = 0.5
     """salun-soft: the quantile of |change| that is thresholded away at first; it falls to 0 over the run."""
+
+    edit_regularization: float = 0.5
+    """uce, rece, speed: lambda, the pull towards the weights as they were."""
+    erase_weight: float = 1.0
+    """uce, rece, speed: weight of the concept's tokens."""
+    preserve_weight: float = 1.0
+    """uce, rece: weight of the retained tokens."""
+    edit_rounds: int = 3
+    """rece: rounds after the first edit."""
+    edit_mu: float = 0.1
+    """rece: mu, the pull of a derived embedding towards zero."""
 
     num_concept_images: int = 800
     """Pictures of the concept that the base model makes for training."""
@@ -180,8 +223,13 @@ def layered(config: str | Path | None, overrides: Mapping[str, Any]) -> dict[str
     """Merge the base model's preset, a YAML config and the user's own values, later ones on top."""
     chosen = read_config(config) if config is not None else {}
     merged = chosen | dict(overrides)
-    preset = read_config(CANVAS) if merged.get("pretrained_model_name_or_path") == CANVAS else {}
-    return preset | merged
+    on_canvas = merged.get("pretrained_model_name_or_path") == CANVAS
+    method = merged.get("method", CANVAS_METHOD if on_canvas else EraseConfig.method)
+    names = [f"methods/{method}", *([CANVAS, f"{CANVAS}/{method}"] if on_canvas else [])]
+    values: dict[str, Any] = {}
+    for path in (CONFIGS_DIR / f"{name}.yaml" for name in names):
+        values |= read_config(path) if path.is_file() else {}
+    return values | merged
 
 
 def read_config(config: str | Path) -> dict[str, Any]:
@@ -252,6 +300,7 @@ def _check(config: EraseConfig) -> None:
             raise ValueError(f"{field} must be {hint.__name__}, got {value!r}.")
     if not config.concept:
         raise ValueError("No concept given. Say what must go, for example --concept nudity.")
+    check_method(config.method, config.scope, config.lora_rank, config.mask)
     if not 0 < config.density <= 1:
         raise ValueError(
             f"density must be in (0, 1], got {config.density}; 0.5 is the paper's, 0.1 a tenth of the weights."
@@ -261,6 +310,10 @@ def _check(config: EraseConfig) -> None:
             raise ValueError(f"{field} must be in [0, 1], got {getattr(config, field)}.")
     if config.anchor_image_fraction > 0 and config.num_anchor_images < 1:
         raise ValueError("anchor_image_fraction is above 0, so num_anchor_images must be at least 1; got 0.")
+    if config.alpha < 0:
+        raise ValueError(f"alpha must not be negative, got {config.alpha}.")
+    if config.balance != "sum" and config.alpha == 0:
+        raise ValueError(f"balance {config.balance} weighs forgetting against retaining; alpha 0 retains nothing.")
     if config.learning_rate <= 0:
         raise ValueError(f"learning_rate must be positive, got {config.learning_rate}.")
     for field in AT_LEAST_ONE:

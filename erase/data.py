@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from .concepts import Concept
 from .config import EraseConfig
 from .files import atomic_save, read_safetensors, write_json
+from .methods import METHODS
 from .models.base import Conditioning, Denoiser
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -33,30 +34,36 @@ CONTACT_SHEET_TILES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSet:
-    """N pictures as clean latents, with the prompt rows that go with them in training."""
+    """N latents with the prompt rows that go with them in training."""
 
     latents: Tensor
-    """(N, C, h, w), as the denoiser sees them."""
+    """(N, C, h, w), as the denoiser sees them: pictures without noise, or half-denoised ones."""
     prompts: Tensor
     """(N,) row of each picture's training prompt in the shared conditioning."""
     anchors: Tensor
     """(N,) row of its anchor prompt; equal to `prompts` for retained pictures."""
+    timesteps: Tensor | None = None
+    """(N,) of half-denoised latents; None for pictures, to which training adds noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
     """All that training reads: no text encoder, no VAE, no pictures."""
 
-    concept: LatentSet
-    """The concept's pictures."""
+    concept: LatentSet | None
+    """The concept's pictures, for the mask; None where nothing asks for them."""
+    forget: LatentSet | None
+    """What forgetting starts from: the concept's pictures, or trajectories of its prompts; None for closed forms."""
     anchor: LatentSet | None
-    """The anchor's pictures, trained with the concept's prompts."""
-    retain: LatentSet
-    """Pictures of what stays."""
+    """The same from the anchor's prompts; trained with the concept's."""
+    retain: LatentSet | None
+    """Pictures of what stays; None without a retain loss."""
     conditioning: Conditioning
     """Every prompt once, encoded; `LatentSet.prompts` and `.anchors` index its rows."""
     empty: int
     """Row of the empty prompt."""
+    tokens: Tensor | None = None
+    """(P, T) bool, row by row of `conditioning`: which tokens name the concept; for losses on attention."""
 
     def prompt(self, rows: Tensor, device: torch.device) -> Conditioning:
         """Conditioning of the given prompt rows, on `device`."""
@@ -66,39 +73,90 @@ class TrainingData:
 def build_training_data(
     denoiser: Denoiser, concepts: Sequence[Concept], config: EraseConfig, base_hash: str, accelerator: Accelerator
 ) -> TrainingData:
-    """Make or load everything that `config` asks for; contact sheets land in output_dir."""
+    """Make or load everything that `config` asks for, and nothing else; contact sheets land in output_dir."""
     forget = [prompt for concept in concepts for prompt in concept.forget]
     anchors = [prompt for concept in concepts for prompt in concept.anchor]
     retain = in_fixed_order({prompt for concept in concepts for prompt in concept.retain})
     texts = list(dict.fromkeys(["", *forget, *anchors, *retain]))
-    row = {text: index for index, text in enumerate(texts)}
-    opened = partial(Store, config.data_cache_dir, base_hash, accelerator)
+    make = _Sources(denoiser, config, texts, accelerator, partial(Store, config.data_cache_dir, base_hash, accelerator))
+    method = METHODS[config.method]
+    trained, from_pictures = method.kind == "trained", config.forget_x == "pictures"
+    from_concept = trained and config.anchor_image_fraction < 1
+    concept = concept_paths = anchor = retained = None
+    if config.mask == "salient" or (from_concept and from_pictures):
+        x = make.pictures("concept", forget, config.num_concept_images, config.concept_data_dir)
+        concept = make.named(x, forget, anchors)
+    if from_concept and not from_pictures:
+        concept_paths = make.trajectories("concept", forget, forget, anchors, config.num_concept_images)
+    if trained and config.anchor_image_fraction > 0 and from_pictures:
+        anchor = make.named(make.pictures("anchor", anchors, config.num_anchor_images), forget, anchors)
+    elif trained and config.anchor_image_fraction > 0:
+        anchor = make.trajectories("anchor", anchors, forget, anchors, config.num_anchor_images)
+    if trained and config.alpha > 0:
+        x = make.pictures("retain", retain, config.num_retain_images, config.retain_data_dir)
+        retained = make.named(x, retain, retain)
+    return TrainingData(
+        concept=concept,
+        forget=concept_paths or concept if from_concept else None,
+        anchor=anchor,
+        retain=retained,
+        conditioning=encode_prompts(denoiser, texts, make.opened),
+        empty=texts.index(""),
+        tokens=_named_tokens(denoiser, texts, forget, anchors) if method.objective == "attention" else None,
+    )
 
-    def pictures(role: str, prompts: Sequence[str], count: int, folder: Path | None = None) -> Tensor:
+
+@dataclass(frozen=True)
+class _Sources:
+    """Makes the latents of one run and names the prompts of their rows."""
+
+    denoiser: Denoiser
+    config: EraseConfig
+    texts: Sequence[str]
+    accelerator: Accelerator
+    opened: "OpenStore"
+
+    def pictures(self, role: str, prompts: Sequence[str], count: int, folder: Path | None = None) -> Tensor:
+        """Latents of `count` pictures of the prompts, or of a folder's; the first of them on a contact sheet."""
         x = (
-            encode_folder(denoiser, folder, opened, config.data_batch_size)
+            encode_folder(self.denoiser, folder, self.opened, self.config.data_batch_size)
             if folder
-            else sample_latents(denoiser, role, cycled(prompts, count), config, opened)
+            else sample_latents(self.denoiser, role, cycled(prompts, count), self.config, self.opened)
         )
-        if accelerator.is_main_process:
-            tiles = denoiser.decode(x[:CONTACT_SHEET_TILES].to(denoiser.device))
-            contact_sheet(tiles).save(config.output_dir / f"data_{role}.png")
+        if self.accelerator.is_main_process:
+            tiles = self.denoiser.decode(x[:CONTACT_SHEET_TILES].to(self.denoiser.device))
+            contact_sheet(tiles).save(self.config.output_dir / f"data_{role}.png")
         return x
 
-    def named(x: Tensor, prompts: Sequence[str], targets: Sequence[str]) -> LatentSet:
-        rows = [torch.tensor([row[text] for text in cycled(texts, len(x))]) for texts in (prompts, targets)]
+    def trajectories(
+        self, role: str, drawn: Sequence[str], prompts: Sequence[str], anchors: Sequence[str], count: int
+    ) -> LatentSet:
+        """Half-denoised latents on the way to `count` pictures of the prompts `drawn`."""
+        x, t = sample_trajectories(self.denoiser, role, cycled(drawn, count), self.config, self.opened)
+        rows = self.named(x, prompts, anchors)
+        points = x.shape[1]
+        return LatentSet(
+            latents=x.flatten(0, 1),
+            prompts=rows.prompts.repeat_interleave(points),
+            anchors=rows.anchors.repeat_interleave(points),
+            timesteps=t.flatten(),
+        )
+
+    def named(self, x: Tensor, prompts: Sequence[str], anchors: Sequence[str]) -> LatentSet:
+        """The latents with their training prompts and anchors, both taken in turn."""
+        row = {text: index for index, text in enumerate(self.texts)}
+        rows = [torch.tensor([row[text] for text in cycled(texts, len(x))]) for texts in (prompts, anchors)]
         return LatentSet(latents=x, prompts=rows[0], anchors=rows[1])
 
-    concept_x = pictures("concept", forget, config.num_concept_images, config.concept_data_dir)
-    anchor_x = pictures("anchor", anchors, config.num_anchor_images) if config.num_anchor_images else None
-    retain_x = pictures("retain", retain, config.num_retain_images, config.retain_data_dir)
-    return TrainingData(
-        concept=named(concept_x, forget, anchors),
-        anchor=None if anchor_x is None else named(anchor_x, forget, anchors),
-        retain=named(retain_x, retain, retain),
-        conditioning=encode_prompts(denoiser, texts, opened),
-        empty=row[""],
-    )
+
+def _named_tokens(denoiser: Denoiser, texts: Sequence[str], forget: Sequence[str], anchors: Sequence[str]) -> Tensor:
+    """(P, T) bool, row by row of `texts`: the tokens of the forget prompts that name the concept."""
+    from .attention import concept_tokens
+
+    named = concept_tokens(denoiser.pipeline.tokenizer, forget, anchors)
+    rows = torch.zeros(len(texts), named.shape[1], dtype=torch.bool)
+    rows[torch.tensor([texts.index(prompt) for prompt in forget])] = named
+    return rows
 
 
 def cycled(prompts: Sequence[str], count: int) -> list[str]:
@@ -189,30 +247,72 @@ def sample_latents(
     denoiser: Denoiser, role: str, prompts: Sequence[str], config: EraseConfig, opened: OpenStore
 ) -> Tensor:
     """Latents (N, C, h, w) of N prompts from the base model's sampler, with no decode and re-encode between."""
-    settings = {
+    settings = _sampler_settings(denoiser, config, config.data_guidance_scale)
+
+    def make(batch: _Drawn) -> dict[str, Tensor]:
+        x = denoiser.sample_latents(
+            *batch, config.data_num_inference_steps, config.data_guidance_scale, config.data_solver
+        )
+        return {"latents": x}
+
+    return _sampled("latents", role, prompts, config, opened, settings, make)["latents"]
+
+
+def sample_trajectories(
+    denoiser: Denoiser, role: str, prompts: Sequence[str], config: EraseConfig, opened: OpenStore
+) -> tuple[Tensor, Tensor]:
+    """Half-denoised latents (N, P, C, h, w) and their timesteps (N, P) on the base model's way to N pictures.
+
+    ESD (arXiv 2303.07345) trains on these: on what the model meets when it is asked for the concept.
+    """
+    guidance = config.trajectory_guidance_scale
+    settings = _sampler_settings(denoiser, config, guidance) | {"points": config.trajectory_points}
+
+    def make(batch: _Drawn) -> dict[str, Tensor]:
+        x, t = denoiser.sample_trajectories(
+            *batch, config.data_num_inference_steps, guidance, config.data_solver, config.trajectory_points
+        )
+        return {"latents": x, "timesteps": t}
+
+    found = _sampled("trajectories", role, prompts, config, opened, settings, make)
+    return found["latents"], found["timesteps"]
+
+
+_Drawn = tuple[list[str], list[int]]
+"""Prompts and seeds of a batch."""
+
+
+def _sampler_settings(denoiser: Denoiser, config: EraseConfig, guidance_scale: float) -> dict[str, Any]:
+    return {
         "steps": config.data_num_inference_steps,
-        "guidance_scale": config.data_guidance_scale,
+        "guidance_scale": guidance_scale,
         "solver": config.data_solver,
         "resolution": denoiser.resolution,
     }
-    seeds = picture_seeds(prompts, config.seed)
-    store = opened("latents", settings)
 
-    def make(rows: list[int]) -> dict[str, Tensor]:
+
+def _sampled(
+    kind: str,
+    role: str,
+    prompts: Sequence[str],
+    config: EraseConfig,
+    opened: OpenStore,
+    settings: dict[str, Any],
+    make: Callable[[_Drawn], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Rows of a store, one for each prompt at a seed of its own; ValueError when the base model makes NaN."""
+    seeds = picture_seeds(prompts, config.seed)
+    store = opened(kind, settings)
+
+    def checked(rows: list[int]) -> dict[str, Tensor]:
         with store.accelerator.autocast():
-            x = denoiser.sample_latents(
-                [prompts[row] for row in rows],
-                [seeds[row] for row in rows],
-                config.data_num_inference_steps,
-                config.data_guidance_scale,
-                config.data_solver,
-            )
-        if not torch.isfinite(x).all():
+            made = make(([prompts[row] for row in rows], [seeds[row] for row in rows]))
+        if not torch.isfinite(made["latents"]).all():
             raise ValueError(f"The base model made non-finite latents for {role} pictures; try --mixed_precision no.")
-        return {"latents": x.cpu()}
+        return {name: tensor.cpu() for name, tensor in made.items()}
 
     keys = [json.dumps([prompt, seed]) for prompt, seed in zip(prompts, seeds)]
-    return store.fetch(keys, config.data_batch_size, make)["latents"]
+    return store.fetch(keys, config.data_batch_size, checked)
 
 
 def encode_prompts(denoiser: Denoiser, texts: Sequence[str], opened: OpenStore, batch_size: int = 32) -> Conditioning:
@@ -223,7 +323,7 @@ def encode_prompts(denoiser: Denoiser, texts: Sequence[str], opened: OpenStore, 
             encoded = denoiser.encode([texts[row] for row in rows])
         return {key: value.cpu().contiguous() for key, value in encoded.items()}
 
-    return opened("prompts", {"resolution": denoiser.resolution}).fetch(texts, batch_size, make)
+    return opened("prompts", {"resolution": denoiser.resolution, "for": denoiser.component}).fetch(texts, batch_size, make)
 
 
 def list_pictures(folder: Path) -> list[Path]:

@@ -1,6 +1,8 @@
 """What the machine offers: precision, cores, and an accelerator that uses them."""
 
 import os
+import resource
+import sys
 from typing import Any
 
 import torch
@@ -27,3 +29,11 @@ def make_accelerator(mixed_precision: str = "auto", **arguments: Any) -> Acceler
     return Accelerator(
         mixed_precision=native_precision() if mixed_precision == "auto" else mixed_precision, **arguments
     )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held so far: of the GPU's memory on a GPU, of the machine's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts in kilobytes, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -13,6 +13,7 @@ from .data import TrainingData
 from .models.base import Denoiser
 from .objectives import forgetting_loss, guided
 from .saliency import SaliencyMask, saliency_scores
+from .scopes import SCOPES
 
 
 def forgetting_losses(
@@ -23,6 +24,7 @@ def forgetting_losses(
     A picture's noise and timestep depend on the seed and its place alone, so neither the batch size nor the number of
     processes, which take every other batch, changes the sum.
     """
+    assert data.concept is not None  # made whenever the mask is salient
     latents, device = data.concept.latents, denoiser.device
     generator = torch.Generator().manual_seed(config.seed)
     all_noise = torch.randn(latents.shape, generator=generator)
@@ -45,7 +47,7 @@ def forgetting_losses(
 def build_mask(
     denoiser: Denoiser, data: TrainingData, config: EraseConfig, base_hash: str, accelerator: Accelerator
 ) -> SaliencyMask:
-    """The mask that `config.mask` names; `salun-soft` and `none` train every weight."""
+    """The mask that `config.mask` names, within `config.scope`; `none` lets every weight in scope change."""
     metadata = {
         "base_sha256": base_hash,
         "model": config.pretrained_model_name_or_path,
@@ -53,20 +55,25 @@ def build_mask(
         "score": config.mask_score,
         "seed": str(config.seed),
     }
-    if config.method == "salun-soft" or config.mask == "none":
-        mask = SaliencyMask.full(denoiser.module)
-        return SaliencyMask(mask.tensors, metadata | {"score": "none"})
+    scope = SCOPES[config.scope]
+    if config.mask == "none":
+        mask = SaliencyMask.full(denoiser.module, scope)
+        return SaliencyMask(mask.tensors, metadata | mask.metadata)
     if config.mask not in ("salient", "random"):
         mask = SaliencyMask.load(Path(config.mask))
         mask.check(denoiser.module, base_hash)
         return mask
     if config.mask == "random":
         shape_of = {name: torch.zeros(p.shape) for name, p in denoiser.module.named_parameters()}
-        like = SaliencyMask.from_scores(shape_of, density=config.density, metadata=metadata | {"score": "random"})
+        like = SaliencyMask.from_scores(
+            shape_of, density=config.density, scope=scope, metadata=metadata | {"score": "random"}
+        )
         return SaliencyMask.random(like, config.seed)
     losses = forgetting_losses(denoiser, data, config, accelerator)
-    scores = saliency_scores(denoiser.module, losses, config.mask_score, reduce=summed_over(accelerator))
-    return SaliencyMask.from_scores(scores, density=config.density, metadata=metadata)
+    within = {name for name, _ in denoiser.module.named_parameters() if scope(name)}
+    scores = saliency_scores(denoiser.module, losses, config.mask_score, within, reduce=summed_over(accelerator))
+    chosen = SaliencyMask.from_scores(scores, density=config.density, metadata=metadata)
+    return chosen.covering(denoiser.module)
 
 
 def summed_over(accelerator: Accelerator) -> Callable[[Tensor], object] | None:

@@ -27,7 +27,7 @@ class Patch:
     """The changed weights of one component of a pipeline."""
 
     component: str
-    """Which part of the pipeline: `unet` or `transformer`."""
+    """Which part of the pipeline: `unet`, `transformer` or `text_encoder`."""
     masks: dict[str, Tensor]
     """Parameter name → bool tensor, True where the weight changed."""
     values: dict[str, Tensor]
@@ -120,7 +120,7 @@ def apply_patch(pipe: Any, path: str | Path, strength: float = 1.0) -> None:
 @torch.no_grad()
 def remove_patch(pipe: Any, component: str | None = None) -> None:
     """Give the base's weights back, bit for bit; nothing happens to a pipeline without a patch."""
-    for name in [component] if component else ["unet", "transformer"]:
+    for name in [component] if component else ["unet", "transformer", "text_encoder"]:
         module = getattr(pipe, name, None)
         applied = _applied.pop(module, None) if module is not None else None
         if module is None or applied is None:

@@ -19,13 +19,15 @@ from torch import Tensor
 
 from . import __version__
 from .checkpoint import find_checkpoint, list_checkpoints
+from .closed_form import EditSettings, edit
 from .concepts import Concept, load_concepts
 from .config import CANVAS, EraseConfig
 from .data import TrainingData, build_training_data, list_pictures
-from .devices import make_accelerator
+from .devices import make_accelerator, peak_memory
 from .export import check_disk, export_pipeline, round_to_variant, write_card
 from .files import folder_hash, weights_hash, write_json, write_text
 from .forgetting import build_mask
+from .methods import METHODS
 from .models import Denoiser, load_denoiser, resolve_model
 from .patch import PATCH_FILE, make_patch, save_patch
 from .report import markdown_table, write_report
@@ -72,7 +74,9 @@ class Run:
             find_checkpoint(config.resume_from_checkpoint, config.output_dir) if config.resume_from_checkpoint else None
         )
         check_output_dir(config)
-        self.base = resolve_model(config.pretrained_model_name_or_path, config.revision, config.variant)
+        self.base = resolve_model(
+            config.pretrained_model_name_or_path, config.revision, config.variant, config.scope, config.method
+        )
         check_disk(self.base, config.output_dir)
         self.accelerator = run_accelerator(config)
         self.seconds: dict[str, float] = {}
@@ -98,8 +102,8 @@ class Run:
         before = {name: p.detach().clone() for name, p in denoiser.module.named_parameters()}
         with self.stage("mask"):
             mask = self.mask(denoiser, data)
-        with self.stage("train"):
-            history = self.train(denoiser, data, mask)
+        history = self.change(denoiser, data, mask)
+        self.peak_bytes = peak_memory(self.accelerator.device)
         with self.stage("export"):
             if self.accelerator.is_main_process:
                 self.export(denoiser, before)
@@ -115,17 +119,22 @@ class Run:
         return config.output_dir
 
     def prepare(self) -> tuple[Denoiser, TrainingData]:
-        """Load the base and make or load the training data; everything but the denoiser is released afterwards."""
+        """Load the base and make or load the training data; what training does not need is released afterwards."""
         config = self.config
         with self.stage("load"):
             self._open_output_dir()
             self.base_hash = folder_hash(self.base)
             denoiser = load_denoiser(
-                str(self.base), resolution=config.resolution, device=self.accelerator.device, variant=config.variant
+                str(self.base),
+                resolution=config.resolution,
+                device=self.accelerator.device,
+                variant=config.variant,
+                scope=config.scope,
             )
         with self.stage("data"):
             data = build_training_data(denoiser, self.concepts, config, self.base_hash, self.accelerator)
-            denoiser.release()
+            if METHODS[config.method].kind == "trained":
+                denoiser.release()
         return denoiser, data
 
     def _open_output_dir(self) -> None:
@@ -149,6 +158,16 @@ class Run:
             mask.plot(path.with_suffix(".png"))
         self.say(mask.table())
         return mask
+
+    def change(self, denoiser: Denoiser, data: TrainingData, mask: SaliencyMask) -> list[dict[str, float]]:
+        """Erase: train, or edit in closed form; returns the losses of every step, of which an edit has none."""
+        config = self.config
+        if METHODS[config.method].kind == "closed-form":
+            with self.stage("edit"):
+                edit(denoiser, self.concepts, edit_settings(config), None if config.mask == "none" else mask)
+            return []
+        with self.stage("train"):
+            return self.train(denoiser, data, mask)
 
     def train(self, denoiser: Denoiser, data: TrainingData, mask: SaliencyMask) -> list[dict[str, float]]:
         """Train to the end, from the checkpoint that was asked for if any."""
@@ -196,6 +215,7 @@ class Run:
         return {
             "erase_version": __version__,
             "pipeline": pipeline_class,
+            "method": self.config.method,
             "base": self.config.pretrained_model_name_or_path,
             "base_sha256": self.base_hash,
             "concepts": [concept.name for concept in self.concepts],
@@ -207,8 +227,21 @@ class Run:
             "device": str(self.accelerator.device),
             "packages": {name: version(name) for name in packages},
             "seconds": self.seconds,
+            "peak_bytes": self.peak_bytes,
             "command": " ".join(sys.argv),
         }
+
+
+def edit_settings(config: EraseConfig) -> EditSettings:
+    """What of `config` a closed-form edit reads."""
+    return EditSettings(
+        method=config.method,  # type: ignore[arg-type]
+        erase_weight=config.erase_weight,
+        preserve_weight=config.preserve_weight,
+        regularization=config.edit_regularization,
+        rounds=config.edit_rounds,
+        mu=config.edit_mu,
+    )
 
 
 def settings_hash(config: EraseConfig) -> str:

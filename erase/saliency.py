@@ -176,10 +176,16 @@ class SaliencyMask:
         return cls(tensors, {**metadata, **_scope_entry(names, tensors), "score": "random", "seed": str(seed)})
 
     @classmethod
-    def full(cls, module: nn.Module) -> "SaliencyMask":
-        """Every weight of the module."""
-        tensors = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in module.named_parameters()}
-        return cls(tensors, {"density": "1.0", "score": "none"})
+    def full(cls, module: nn.Module, scope: Callable[[str], bool] | None = None) -> "SaliencyMask":
+        """Every weight of the module, or of its parameters in `scope`; ValueError when there are none."""
+        tensors = {
+            name: torch.full(p.shape, scope is None or scope(name), dtype=torch.bool)
+            for name, p in module.named_parameters()
+        }
+        chosen = {name for name, mask in tensors.items() if bool(mask.any())}
+        if not chosen:
+            raise ValueError(f"None of the {len(tensors)} parameters is in scope, so nothing could be trained.")
+        return cls(tensors, {**_scope_entry(chosen, tensors), "density": "1.0", "score": "none"})
 
     @property
     def scope(self) -> set[str]:

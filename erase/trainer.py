@@ -6,9 +6,10 @@ on two processes with half the batch each see the same rows, noise and timesteps
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,13 +20,18 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
+from .adapters import add_adapter, merge_adapter, save_adapter
+from .attention import cross_attention_maps
+from .balance import bilevel, project
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import EraseConfig
 from .data import LatentSet, TrainingData
-from .models.base import Conditioning, Denoiser
-from .objectives import Batch, salun
+from .methods import METHODS
+from .models.base import Denoiser
+from .objectives import OBJECTIVES, Batch, Losses, Models
 from .optim import MaskedAdamW, clip_grad_norm, proximal_quantile, proximal_step
 from .saliency import SaliencyMask
+from .scopes import SCOPES
 
 logger = get_logger(__name__)
 
@@ -51,17 +57,23 @@ def step_batches(
     rows, micro = config.train_batch_size, config.gradient_accumulation_steps
     total = rows * micro * accelerator.num_processes
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    forget = _forget_rows(data, config, step, total)
-    retain = _take(data.retain, positions(step, total, len(data.retain.latents), config.seed + 2))
-    dropped = evenly(config.retain_prompt_dropout, total)
-    retain = replace(retain, prompts=torch.where(dropped, data.empty, retain.prompts))
+    sets = [_forget_rows(data, config, step, total)]
+    if data.retain is not None:
+        sets.append(_retain_rows(data, data.retain, config, step, total))
     drawn = []
-    for latents in (forget.latents, retain.latents):
+    for latents in (source.latents for source in sets):
         noise = torch.randn(latents.shape, generator=generator)
         drawn.append((noise, denoiser.sample_timesteps(total, generator)))
     for index in range(micro):
         first = (index * accelerator.num_processes + accelerator.process_index) * rows
-        yield _batch(denoiser, data, forget, retain, drawn, slice(first, first + rows))
+        yield _batch(denoiser, data, sets, drawn, slice(first, first + rows))
+
+
+def _retain_rows(data: TrainingData, source: LatentSet, config: EraseConfig, step: int, total: int) -> LatentSet:
+    """Retained rows, some of them without their prompts."""
+    retain = _take(source, positions(step, total, len(source.latents), config.seed + 2))
+    dropped = evenly(config.retain_prompt_dropout, total)
+    return replace(retain, prompts=torch.where(dropped, data.empty, retain.prompts))
 
 
 def evenly(share: float, total: int) -> Tensor:
@@ -70,51 +82,83 @@ def evenly(share: float, total: int) -> Tensor:
 
 
 def _take(source: LatentSet, index: Tensor) -> LatentSet:
-    return LatentSet(latents=source.latents[index], prompts=source.prompts[index], anchors=source.anchors[index])
+    return LatentSet(
+        latents=source.latents[index],
+        prompts=source.prompts[index],
+        anchors=source.anchors[index],
+        timesteps=None if source.timesteps is None else source.timesteps[index],
+    )
 
 
 def _forget_rows(data: TrainingData, config: EraseConfig, step: int, total: int) -> LatentSet:
     """Concept rows, every so often one that starts from the anchor's picture, spread evenly over the batch."""
-    concept = _take(data.concept, positions(step, total, len(data.concept.latents), config.seed))
-    if data.anchor is None or config.anchor_image_fraction == 0:
-        return concept
-    anchor = _take(data.anchor, positions(step, total, len(data.anchor.latents), config.seed + 1))
+    sources = (data.forget, data.anchor)
+    taken = [
+        _take(source, positions(step, total, len(source.latents), config.seed + at))
+        for at, source in enumerate(sources)
+        if source is not None
+    ]
+    if len(taken) == 1:
+        return taken[0]
+    concept, anchor = taken
     chosen = evenly(config.anchor_image_fraction, total)
+    both = {name: torch.where(chosen, getattr(anchor, name), getattr(concept, name)) for name in ("prompts", "anchors")}
+    times = None
+    if concept.timesteps is not None and anchor.timesteps is not None:
+        times = torch.where(chosen, anchor.timesteps, concept.timesteps)
     return LatentSet(
         latents=torch.where(chosen[:, None, None, None], anchor.latents, concept.latents),
-        prompts=torch.where(chosen, anchor.prompts, concept.prompts),
-        anchors=torch.where(chosen, anchor.anchors, concept.anchors),
+        timesteps=times,
+        **both,
     )
 
 
 def _batch(
     denoiser: Denoiser,
     data: TrainingData,
-    forget: LatentSet,
-    retain: LatentSet,
+    sets: list[LatentSet],
     drawn: list[tuple[Tensor, Tensor]],
     rows: slice,
 ) -> Batch:
-    device = denoiser.device
-    (forget_noise, forget_t), (retain_noise, retain_t) = (
-        (noise[rows].to(device), t[rows].to(device)) for noise, t in drawn
-    )
-    retain_x0 = retain.latents[rows].to(device)
+    device, forget = denoiser.device, sets[0]
+    x, t, y = _noisy(denoiser, forget, *drawn[0], rows)
+    # Without retained pictures, no rows of the forget set are as good as any.
+    retain, kept = (sets[1], rows) if len(sets) > 1 else (forget, slice(0))
+    retain_x, retain_t, retain_y = _noisy(denoiser, replace(retain, timesteps=None), *drawn[-1], kept)
     return Batch(
-        forget_x=denoiser.add_noise(forget.latents[rows].to(device), forget_noise, forget_t),
-        forget_t=forget_t,
+        forget_x=x,
+        forget_t=t,
+        forget_y=None if forget.timesteps is not None else y,
         concept=data.prompt(forget.prompts[rows], device),
         anchor=data.prompt(forget.anchors[rows], device),
-        retain_x=denoiser.add_noise(retain_x0, retain_noise, retain_t),
+        empty=data.prompt(torch.full_like(forget.prompts[rows], data.empty), device),
+        tokens=None if data.tokens is None else data.tokens[forget.prompts[rows]].to(device),
+        retain_x=retain_x,
         retain_t=retain_t,
-        retain=data.prompt(retain.prompts[rows], device),
-        retain_y=denoiser.target(retain_x0, retain_noise, retain_t),
+        retain=data.prompt(retain.prompts[kept], device),
+        retain_y=retain_y,
     )
+
+
+def _noisy(
+    denoiser: Denoiser, source: LatentSet, noise: Tensor, t: Tensor, rows: slice
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x_t, t and the training target of some rows; latents of a trajectory are noisy as they are."""
+    x0, noise, t = (tensor[rows].to(denoiser.device) for tensor in (source.latents, noise, t))
+    if source.timesteps is not None:
+        return x0, source.timesteps[rows].to(denoiser.device), noise
+    return denoiser.add_noise(x0, noise, t), t, denoiser.target(x0, noise, t)
 
 
 def attention_context(device: torch.device) -> AbstractContextManager[Any]:
     """Plain-matmul attention on a CPU, where the fused kernel's backward is many times slower; elsewhere SDPA's."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
+def enable_gradient_checkpointing(module: nn.Module) -> None:
+    """diffusers' models and transformers' have another name for it."""
+    names = ("enable_gradient_checkpointing", "gradient_checkpointing_enable")
+    next(getattr(module, name) for name in names if hasattr(module, name))()
 
 
 @dataclass
@@ -137,18 +181,22 @@ class Trainer:
         if "frozen" in (config.target, config.retain_target) or config.method == "salun-soft":
             self.base = copy.deepcopy(module).requires_grad_(False).eval()
         if config.gradient_checkpointing:
-            module.enable_gradient_checkpointing()  # type: ignore[operator]
+            enable_gradient_checkpointing(module)
+        named, masks = dict(module.named_parameters()), self.mask.tensors
+        if config.lora_rank:
+            named = add_adapter(module, config.lora_rank, SCOPES[config.scope], config.seed)
+            masks = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in named.items()}
         self.optimizer = MaskedAdamW(
-            module.named_parameters(),
-            self.mask.tensors,
+            named.items(),
+            masks,
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
             weight_decay=config.adam_weight_decay,
         )
-        self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.trainable = {name: p for name, p in named.items() if p.requires_grad}
         device = self.denoiser.device
-        self.masks = {name: self.mask.tensors[name].to(device) for name in self.trainable}
+        self.masks = {name: masks[name].to(device) for name in self.trainable}
         self.schedule = self._schedule_after(0)
         self.forward, self.prepared = self.accelerator.prepare(module, self.optimizer)
 
@@ -192,27 +240,59 @@ class Trainer:
                 if self.step % self.config.checkpointing_steps == 0 and self.step < total:
                     self.save()
         self.denoiser.module.eval()
+        if self.config.lora_rank:
+            if self.accelerator.is_main_process:
+                save_adapter(self.trainable, self.config.output_dir, self.denoiser.component)
+            merge_adapter(self.denoiser.module)
         return self.history
 
     def _step(self) -> dict[str, float]:
+        batches = list(step_batches(self.denoiser, self.data, self.config, self.step, self.accelerator))
+        separate = self.config.balance != "sum"
+        logged = self._balanced(batches) if separate else self._backward(batches, self._total)
+        if separate:
+            self._update()
+        mean: Any = self.accelerator.reduce(logged, "mean")
+        losses: dict[str, float] = dict(zip(("forget", "retain"), mean.tolist()))
+        self.step += 1
+        self.history.append({"step": self.step, **losses, "lr": float(self.schedule.get_last_lr()[0])})
+        self.schedule.step()
+        return losses
+
+    def _total(self, losses: Losses) -> Tensor:
+        return losses["forget"] + (self.config.alpha * losses["retain"] if "retain" in losses else 0)
+
+    def _backward(self, batches: list[Batch], chosen: Callable[[Losses], Tensor], update: bool = True) -> Tensor:
+        """Accumulate the gradient of what `chosen` makes of the losses; returns their means over the batches."""
         logged: list[Tensor] = []
-        teacher = self._frozen if self.config.target == "frozen" else self._current
-        keeper = self._frozen if self.config.retain_target == "frozen" else None
-        for batch in step_batches(self.denoiser, self.data, self.config, self.step, self.accelerator):
+        for batch in batches:
             with self.accelerator.accumulate(self.forward):
                 with self.accelerator.autocast():
-                    losses = salun(self._predict, teacher, batch, keeper)
-                logged.append(torch.stack([losses["forget"].detach(), losses["retain"].detach()]))
+                    losses = OBJECTIVES[METHODS[self.config.method].objective](self.models, batch)
+                logged.append(torch.stack([loss.detach() for loss in losses.values()]))
                 self._refuse_divergence(logged[-1])
-                self.accelerator.backward(losses["forget"] + self.config.alpha * losses["retain"])
-                self._update()
-        mean: Any = self.accelerator.reduce(torch.stack(logged).mean(0), "mean")
-        forget, retain = mean.tolist()
-        self.step += 1
-        record = {"step": self.step, "forget": forget, "retain": retain, "lr": self.schedule.get_last_lr()[0]}
-        self.history.append(record)
-        self.schedule.step()
-        return {key: record[key] for key in ("forget", "retain")}
+                self.accelerator.backward(chosen(losses))
+                if update:
+                    self._update()
+        return torch.stack(logged).mean(0)
+
+    def _balanced(self, batches: list[Batch]) -> Tensor:
+        """Leave in `.grad` what the two losses' own gradients make together; each takes a forward of its own."""
+        gradients = {}
+        for key in ("forget", "retain"):
+            logged = self._backward(batches, lambda losses, key=key: losses[key], update=False)
+            gradients[key] = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.trainable.items()}
+            gradients[key] = {name: gradient * self.masks[name] for name, gradient in gradients[key].items()}
+            self.denoiser.module.zero_grad()
+        forget, retain = gradients["forget"], gradients["retain"]
+        joined = (
+            bilevel(forget, retain, self.config.bilevel_eta)
+            if self.config.balance == "bilevel"
+            else project(forget, retain, self.config.alpha)
+        )
+        for name, parameter in self.trainable.items():
+            parameter.grad = joined[name]
+        return logged
 
     def _update(self) -> None:
         if self.accelerator.sync_gradients and self.config.max_grad_norm > 0:
@@ -226,16 +306,19 @@ class Trainer:
     def _proximal_step(self) -> None:
         assert self.base is not None
         quantile = proximal_quantile(self.step, self.config.max_train_steps, self.config.soft_quantile)
-        proximal_step(self.trainable, dict(self.base.named_parameters()), quantile)
+        proximal_step(self.trainable, dict(self.base.named_parameters()), quantile, self.masks)
 
-    def _predict(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.denoiser.predict(x, t, conditioning, self.forward)
-
-    def _current(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.denoiser.predict(x, t, conditioning)
-
-    def _frozen(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.denoiser.predict(x, t, conditioning, self.base)
+    @cached_property
+    def models(self) -> Models:
+        """Who predicts what, as the config says."""
+        config, module = self.config, self.denoiser.module
+        return Models(
+            predict=partial(self.denoiser.predict, module=self.forward),
+            teacher=partial(self.denoiser.predict, module=self.base if config.target == "frozen" else None),
+            keeper=partial(self.denoiser.predict, module=self.base) if config.retain_target == "frozen" else None,
+            negative_guidance=config.negative_guidance,
+            attention_maps=partial(cross_attention_maps, getattr(self.denoiser.pipeline, "unet", module)),
+        )
 
     def _refuse_divergence(self, losses: Tensor) -> None:
         finite: Any = self.accelerator.reduce(torch.isfinite(losses).all().float(), "sum")

@@ -12,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from ..canvas import PIPELINE_DIR
 from ..config import CANVAS
 from ..files import pipeline_files
+from ..methods import METHODS, Scope
 from .base import Conditioning, Denoiser
 from .mmdit import SD3Denoiser
-from .unet import SDXLDenoiser, UNetDenoiser
+from .unet import SDXLDenoiser, TextEncoderDenoiser, UNetDenoiser
 
 __all__ = ["FAMILIES", "Conditioning", "Denoiser", "find_model", "load_denoiser", "resolve_model"]
 
@@ -24,11 +25,23 @@ FAMILIES: dict[str, type[Denoiser]] = {
     "StableDiffusion3Pipeline": SD3Denoiser,
 }
 
+TEXT_ENCODERS: dict[str, type[Denoiser]] = {"StableDiffusionPipeline": TextEncoderDenoiser}
+"""Families whose text encoder can be trained instead of the denoiser."""
 
-def resolve_model(name: str, revision: str | None = None, variant: str | None = None) -> Path:
-    """A local diffusers folder for `canvas`, a folder or a hub id (downloaded, safetensors only); checks its family."""
+
+def resolve_model(
+    name: str,
+    revision: str | None = None,
+    variant: str | None = None,
+    scope: Scope = "full",
+    method: str | None = None,
+) -> Path:
+    """A local diffusers folder for `canvas`, a folder or a hub id (downloaded, safetensors only).
+
+    Raises ValueError when its family has no adapter, or none that serves the scope and the method.
+    """
     folder = find_model(name, revision, variant)
-    family(folder)
+    check_method_serves(family(folder, scope), method)
     check_weights(folder)
     return folder
 
@@ -75,8 +88,8 @@ def _download(name: str, revision: str | None, variant: str | None) -> Path:
         ) from error
 
 
-def family(folder: Path) -> type[Denoiser]:
-    """The adapter for the pipeline in `folder`, by the class that its model_index.json names."""
+def family(folder: Path, scope: Scope = "full") -> type[Denoiser]:
+    """The adapter for the pipeline in `folder`, by the class that its model_index.json names, and for the scope."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(
@@ -86,7 +99,27 @@ def family(folder: Path) -> type[Denoiser]:
     name = json.loads(index.read_text())["_class_name"]
     if name not in FAMILIES:
         raise ValueError(f"{folder} is a {name}, which has no adapter here; supported: {', '.join(FAMILIES)}.")
-    return FAMILIES[name]
+    adapters = [table[name] for table in (FAMILIES, TEXT_ENCODERS) if name in table]
+    found = next((adapter for adapter in adapters if scope in adapter.scopes), None)
+    if found is None:
+        able = [key for table in (FAMILIES, TEXT_ENCODERS) for key, adapter in table.items() if scope in adapter.scopes]
+        raise ValueError(
+            f"{folder} is a {name}, which --scope {scope} cannot serve; it serves "
+            f"{', '.join(scope for adapter in adapters for scope in adapter.scopes)}. Models that have that scope: "
+            f"{', '.join(able)}."
+        )
+    return found
+
+
+def check_method_serves(adapter: type[Denoiser], method: str | None) -> None:
+    """ValueError when the method works on layers that the family does not have."""
+    if method and METHODS[method].needs_cross_attention and not adapter.cross_attention:
+        able = [name for name, other in FAMILIES.items() if other.cross_attention]
+        raise ValueError(
+            f"{method} works on cross-attention layers, which {adapter.__name__.removesuffix('Denoiser')} with its "
+            f"joint attention does not have; they are in {', '.join(able)}. Methods that need none: "
+            f"{', '.join(n for n, m in METHODS.items() if m.kind != 'inference' and not m.needs_cross_attention)}."
+        )
 
 
 def load_denoiser(
@@ -97,10 +130,11 @@ def load_denoiser(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     variant: str | None = None,
+    scope: Scope = "full",
 ) -> Denoiser:
-    """Load a pipeline by hub id, folder or `canvas` and wrap it in its family's adapter."""
-    folder = resolve_model(name, revision, variant)
-    adapter = family(folder)
+    """Load a pipeline by hub id, folder or `canvas` and wrap it in the adapter of its family and scope."""
+    folder = resolve_model(name, revision, variant, scope)
+    adapter = family(folder, scope)
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             folder, dtype=dtype, variant=variant, use_safetensors=True, **adapter.load_kwargs

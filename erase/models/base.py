@@ -9,6 +9,8 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
+from ..methods import Scope
+
 Conditioning = dict[str, Tensor]
 """Keyword arguments of the denoiser, leading dimension B."""
 
@@ -32,7 +34,13 @@ class Denoiser(ABC):
     """
 
     component: ClassVar[str]
-    """The pipeline's folder that holds the denoiser: `unet` or `transformer`."""
+    """The pipeline's folder that holds the trained module: `unet`, `transformer` or `text_encoder`."""
+    needed: ClassVar[tuple[str, ...]] = ()
+    """Parts that predictions need besides it; `release` keeps them."""
+    scopes: ClassVar[tuple[Scope, ...]] = ("full",)
+    """What --scope may be for this family."""
+    cross_attention: ClassVar[bool] = False
+    """Whether the text comes in through cross-attention layers of its own."""
     solvers: ClassVar[tuple[str, ...]] = ("default", *SOLVERS)
     """Solvers that may make the training pictures."""
     load_kwargs: ClassVar[dict[str, Any]] = {}
@@ -41,11 +49,16 @@ class Denoiser(ABC):
     def __init__(self, pipeline: DiffusionPipeline, resolution: int | None = None):
         self.pipeline: Any = pipeline
         self.module: nn.Module = getattr(pipeline, self.component)
-        native = self.module.config.sample_size * pipeline.vae_scale_factor  # type: ignore[attr-defined]
+        native = self.sample_size * pipeline.vae_scale_factor  # type: ignore[attr-defined]
         self.resolution = resolution or native
         if self.resolution % pipeline.vae_scale_factor:  # type: ignore[attr-defined]
             raise ValueError(f"resolution must be a multiple of {pipeline.vae_scale_factor}, got {resolution}.")  # type: ignore[attr-defined]
         pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def sample_size(self) -> int:
+        """Side of the latents that the model was trained on."""
+        return self.module.config.sample_size  # type: ignore[return-value]
 
     @property
     def device(self) -> torch.device:
@@ -76,6 +89,48 @@ class Denoiser(ABC):
         self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance_scale: float, solver: str = "default"
     ) -> Tensor:
         """Run the pipeline and return its final latents (B, C, h, w); row i starts from `seeds[i]`'s noise."""
+        return self._sample(prompts, seeds, steps, guidance_scale, solver)
+
+    @torch.no_grad()
+    def sample_trajectories(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        guidance_scale: float,
+        solver: str = "default",
+        points: int = 10,
+    ) -> tuple[Tensor, Tensor]:
+        """Half-denoised latents (B, P, C, h, w) of `sample_latents` and their timesteps (B, P).
+
+        Row i holds P of the steps between the first and the last, chosen by `seeds[i]`; P = min(points, steps − 1).
+        """
+        if steps < 2:
+            raise ValueError(f"A trajectory has no half-denoised latents in {steps} step; give at least 2.")
+        passed: list[Tensor] = []
+        times: list[Tensor] = []
+
+        def keep(pipe: Any, step: int, t: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+            if step + 1 < len(pipe.scheduler.timesteps):
+                # Schedulers in units of σ hand the network a scaled input, which is what it is trained on.
+                scaled = getattr(pipe.scheduler, "scale_model_input", lambda x, _: x)
+                passed.append(scaled(state["latents"], pipe.scheduler.timesteps[step + 1]).float().cpu())
+                times.append(pipe.scheduler.timesteps[step + 1].cpu())
+            return {}
+
+        self._sample(prompts, seeds, steps, guidance_scale, solver, callback_on_step_end=keep)
+        x, t = torch.stack(passed, 1), torch.stack(times)
+        chosen = torch.stack(
+            [
+                torch.randperm(len(t), generator=torch.Generator().manual_seed(seed))[:points].sort().values
+                for seed in seeds
+            ]
+        )
+        return x[torch.arange(len(x))[:, None], chosen], t[chosen]
+
+    def _sample(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance_scale: float, solver: str, **call: Any
+    ) -> Tensor:
         if solver not in self.solvers:
             raise ValueError(f"{type(self).__name__} samples with {', '.join(self.solvers)}; got solver {solver!r}.")
         stock = self.pipeline.scheduler
@@ -90,6 +145,7 @@ class Denoiser(ABC):
                 height=self.resolution,
                 width=self.resolution,
                 output_type="latent",
+                **call,
             ).images.float()
         finally:
             self.pipeline.scheduler = stock
@@ -113,9 +169,9 @@ class Denoiser(ABC):
         return getattr(self.pipeline.vae.config, "shift_factor", None) or 0.0
 
     def release(self) -> None:
-        """Drop everything but the denoiser: prompts and pictures are encoded by now."""
+        """Drop all but what predicts: prompts and pictures are encoded by now."""
         for name in self.pipeline.components:
-            if name.startswith(("text_encoder", "vae", "image_encoder")):
+            if name.startswith(("text_encoder", "vae", "image_encoder")) and name not in (self.component, *self.needed):
                 setattr(self.pipeline, name, None)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -14,6 +14,8 @@ class UNetDenoiser(Denoiser):
     """Stable Diffusion 1.x and 2.x: x_t = √ᾱ_t·x0 + √(1−ᾱ_t)·ε, predicting ε or v by the scheduler's config."""
 
     component = "unet"
+    cross_attention = True
+    scopes = ("full", "cross-attention", "cross-attention-kv", "self-attention", "all-but-cross-attention")
     load_kwargs: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
 
     def __init__(self, pipeline: DiffusionPipeline, resolution: int | None = None):
@@ -40,6 +42,31 @@ class UNetDenoiser(Denoiser):
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, module: nn.Module | None = None) -> Tensor:
         return (module or self.module)(x_t, t, **conditioning, return_dict=False)[0]
+
+
+class TextEncoderDenoiser(UNetDenoiser):
+    """Stable Diffusion 1.x and 2.x with the text encoder as the trained module; its conditioning is token ids."""
+
+    component = "text_encoder"
+    needed = ("unet",)
+    scopes = ("text-encoder",)
+
+    def __init__(self, pipeline: DiffusionPipeline, resolution: int | None = None):
+        self.unet: nn.Module = pipeline.unet.requires_grad_(False)  # type: ignore[attr-defined]
+        super().__init__(pipeline, resolution)
+
+    @property
+    def sample_size(self) -> int:
+        return self.pipeline.unet.config.sample_size
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        tokenizer = self.pipeline.tokenizer
+        ids = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length)
+        return {"input_ids": torch.tensor(ids["input_ids"], device=self.device)}
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, module: nn.Module | None = None) -> Tensor:
+        hidden = (module or self.module)(input_ids=conditioning["input_ids"])[0]
+        return self.unet(x_t, t, encoder_hidden_states=hidden, return_dict=False)[0]
 
 
 class SDXLDenoiser(UNetDenoiser):

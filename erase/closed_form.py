@@ -1,0 +1,332 @@
+"""Closed-form editing: new weights from token embeddings alone, without a picture, a gradient or a training step.
+
+Only the matrices that read the text are edited: the cross-attention keys and values of a UNet, the context embedder of
+an MMDiT. Rows of `concepts`, `anchors`, `preserve` are token embeddings c, a, p with i entries; a weight W is (o, i)
+and acts as W c. All maths is done in float64 whatever the weight's dtype: thousands of nearly equal tokens make Σ p pᵀ
+so ill-conditioned (10⁵ and more) that float32 would leave errors of the size of the edit, and the matrices are small.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .concepts import Concept
+from .models.base import Denoiser
+from .saliency import SaliencyMask
+
+EditMethod = Literal["uce", "rece", "speed"]
+EditTokens = Literal["all", "last"]
+ENCODING_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditSettings:
+    """What a closed-form edit can be told."""
+
+    method: EditMethod
+    """uce: one weighted least-squares edit. rece: the same, then again on what still brings the concept back. speed: an
+    edit inside the null space of what is preserved."""
+    erase_weight: float = 1.0
+    """Weight e of the concept's tokens in the least squares, above 0."""
+    preserve_weight: float = 1.0
+    """Weight p of each preserved token, at least 0 (uce, rece)."""
+    regularization: float = 0.5
+    """λ, above 0: how much the weights are held where they are, in units of squared embedding norms."""
+    rounds: int = 3
+    """rece: how often an embedding that still brings the concept back is derived and edited away."""
+    mu: float = 0.1
+    """rece: μ, above 0; the larger, the shorter the derived embeddings."""
+    null_threshold: float = 0.1
+    """speed: a direction is free to change when the preserved tokens have less energy in it than this many times their
+    mean over all directions."""
+    tokens: EditTokens = "all"
+    """Which tokens are paired: all positions of both prompts, or only the last one that tells them apart."""
+
+    def __post_init__(self) -> None:
+        for field, choices in (("method", get_args(EditMethod)), ("tokens", get_args(EditTokens))):
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{field} must be one of {', '.join(choices)}; got {getattr(self, field)!r}.")
+        for field in ("erase_weight", "regularization", "mu", "null_threshold"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"{field} must be above 0, got {getattr(self, field)}.")
+        if self.preserve_weight < 0:
+            raise ValueError(f"preserve_weight must be at least 0, got {self.preserve_weight}.")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}; `uce` is the edit without rounds.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditTokenSet:
+    """Token embeddings of one edit, one a row, in float64."""
+
+    concepts: Tensor
+    """(n, i) tokens of the forget prompts."""
+    anchors: Tensor
+    """(n, i) what each of them is mapped to."""
+    preserve: Tensor
+    """(m, i) tokens of the retain prompts and of the empty prompt."""
+    empty: Tensor
+    """(T, i) tokens of the empty prompt, which guidance reads at every step."""
+
+
+def uce_update(
+    weight: Tensor,
+    concepts: Tensor,
+    anchors: Tensor,
+    preserve: Tensor,
+    *,
+    erase_weight: float,
+    preserve_weight: float,
+    regularization: float,
+) -> Tensor:
+    """W' = (λW + e·Σ W a cᵀ + p·Σ W p pᵀ)(λI + e·Σ c cᵀ + p·Σ p pᵀ)⁻¹ (arXiv 2308.14761, eq. 7).
+
+    The minimum over W' of e·Σ‖W'c − Wa‖² + p·Σ‖W'p − Wp‖² + λ‖W' − W‖². weight: (o, i); concepts, anchors: (n, i);
+    preserve: (m, i), m may be 0. Returns (o, i) in the weight's dtype.
+    """
+    concepts, anchors, preserve = concepts.double(), anchors.double(), preserve.double()
+    kept = regularization * torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
+    kept += preserve_weight * preserve.mT @ preserve
+    wanted = kept + erase_weight * anchors.mT @ concepts
+    present = kept + erase_weight * concepts.mT @ concepts
+    return (weight.double() @ torch.linalg.solve(present, wanted.mT).mT).to(weight.dtype)
+
+
+def derive_concepts(base: Sequence[Tensor], edited: Sequence[Tensor], concepts: Tensor, *, mu: float) -> Tensor:
+    """c' = (μI + Σ_l W'_lᵀW'_l)⁻¹(Σ_l W'_lᵀW_l) c: what makes the edited layers answer as the base's did to c.
+
+    The minimum over c' of Σ_l ‖W'_l c' − W_l c‖² + μ‖c'‖² (arXiv 2407.12383, eq. 8–10): one c' for all layers, as a
+    prompt has one embedding. base, edited: W_l and W'_l, (o_l, i); concepts: (n, i). Returns (n, i) in float64.
+    """
+    now = mu * torch.eye(concepts.shape[1], dtype=torch.float64, device=concepts.device)
+    cross = torch.zeros_like(now)
+    for before, after in zip(base, edited, strict=True):
+        now += after.double().mT @ after.double()
+        cross += after.double().mT @ before.double()
+    return torch.linalg.solve(now, cross @ concepts.double().mT).mT
+
+
+def prior_filter(weight: Tensor, concepts: Tensor, anchors: Tensor, preserve: Tensor) -> Tensor:
+    """The preserved tokens that an unconstrained edit would move more than their mean (arXiv 2503.07392, IPF).
+
+    Keeps p where ‖Δp‖ > mean ‖Δp‖ with Δ = W Σ(a−c)cᵀ (I + Σ c cᵀ)⁻¹. Shapes as in `uce_update`; returns rows of
+    preserve.
+    """
+    concepts, preserve = concepts.double(), preserve.double()
+    identity = torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
+    change = weight.double() @ (anchors.double() - concepts).mT @ concepts
+    delta = torch.linalg.solve(identity + concepts.mT @ concepts, change.mT).mT
+    moved = (preserve @ delta.mT).norm(dim=1)
+    return preserve[moved > moved.mean()]
+
+
+def null_space(preserve: Tensor, invariant: Tensor, threshold: float) -> Tensor:
+    """Orthonormal basis U (i, r) of the directions in which the preserved tokens have next to no energy.
+
+    Eigenvectors of Σ p pᵀ whose eigenvalue is below `threshold` times the mean eigenvalue; of these, what is orthogonal
+    to every row of `invariant` (k, i). preserve: (m, i). ValueError where nothing is left.
+    """
+    energies, directions = torch.linalg.eigh(preserve.double().mT @ preserve.double())
+    free = directions[:, energies < threshold * energies.mean()]
+    _, sizes, turned = torch.linalg.svd(invariant.double() @ free)
+    held = int((sizes > 1e-9 * invariant.double().norm()).sum())
+    if held == turned.shape[0]:
+        raise ValueError(
+            f"What is preserved fills all {len(energies)} directions of the text embedding ({free.shape[1]} are below "
+            f"{threshold} of the mean energy, {held} of them are used by the empty prompt): raise the null threshold, "
+            "or retain fewer prompts."
+        )
+    return free @ turned[held:].mT
+
+
+def speed_update(
+    weight: Tensor, concepts: Tensor, anchors: Tensor, basis: Tensor, *, erase_weight: float, regularization: float
+) -> Tensor:
+    """W' = W + W Σ(a−c)cᵀ U (λ/e·I + Uᵀ Σ c cᵀ U)⁻¹ Uᵀ (arXiv 2503.07392): an edit that only U can see.
+
+    The minimum over Δ of e·Σ‖(W + ΔUUᵀ)c − Wa‖² + λ‖ΔUUᵀ‖²; docs/methods/speed.md derives it. weight: (o, i);
+    concepts, anchors: (n, i); basis: U (i, r) from `null_space`. Returns (o, i) in the weight's dtype.
+    """
+    seen = concepts.double() @ basis
+    wanted = weight.double() @ (anchors.double() - concepts.double()).mT @ seen
+    identity = torch.eye(basis.shape[1], dtype=torch.float64, device=weight.device)
+    change = torch.linalg.solve(regularization / erase_weight * identity + seen.mT @ seen, wanted.mT).mT
+    return (weight.double() + change @ basis.mT).to(weight.dtype)
+
+
+def edit(
+    denoiser: Denoiser, concepts: Sequence[Concept], settings: EditSettings, mask: SaliencyMask | None = None
+) -> dict[str, Tensor]:
+    """Edit the denoiser in place and return name → new weight of each edited parameter.
+
+    Each forget prompt's tokens are mapped to its anchor's; the retain prompts and the empty prompt stay. With a mask m,
+    W ← W + m⊙(W' − W). The text encoders must still be loaded. ValueError when the denoiser has no such layer, or when
+    the mask leaves none of its weights.
+    """
+    weights = edited_weights(denoiser.module)
+    chosen = None if mask is None else _chosen(mask, denoiser.module, weights)
+    with torch.no_grad():
+        tokens = edit_tokens(denoiser, concepts, settings.tokens)
+        edited = UPDATES[settings.method](list(weights.values()), tokens, settings)
+        for (name, weight), new in zip(weights.items(), edited, strict=True):
+            weight.copy_(new if chosen is None else torch.where(chosen[name].to(weight.device), new, weight))
+    return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def edited_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that read the text: attn2.to_k and attn2.to_v of a UNet, context_embedder of an MMDiT."""
+    own = dict(module.named_parameters())
+    found = {n: p for n, p in own.items() if n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))}
+    found = found or {n: p for n, p in own.items() if n == "context_embedder.weight"}
+    if not found:
+        raise ValueError(
+            f"{type(module).__name__} has neither cross-attention keys and values (attn2.to_k, attn2.to_v) nor a "
+            "context_embedder, which closed-form methods edit; Stable Diffusion 1, 2, XL and 3 have. A trained method "
+            "such as --method salun works on any denoiser."
+        )
+    return found
+
+
+def _chosen(mask: SaliencyMask, module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    mask.check(module)
+    chosen = {name: mask.tensors[name] for name in weights}
+    if not any(bool(part.any()) for part in chosen.values()):
+        raise ValueError(
+            f"The mask selects no weight of the {len(weights)} layers that a closed-form method edits (such as "
+            f"{next(iter(weights))}); build it with --scope cross-attention-kv, or edit without a mask."
+        )
+    return chosen
+
+
+def _uce(weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings) -> list[Tensor]:
+    return [_uce_step(weight, tokens.concepts, tokens, settings) for weight in weights]
+
+
+def _uce_step(weight: Tensor, concepts: Tensor, tokens: EditTokenSet, settings: EditSettings) -> Tensor:
+    return uce_update(
+        weight,
+        concepts,
+        tokens.anchors,
+        tokens.preserve,
+        erase_weight=settings.erase_weight,
+        preserve_weight=settings.preserve_weight,
+        regularization=settings.regularization,
+    )
+
+
+def _rece(weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings) -> list[Tensor]:
+    """UCE, then rounds of: derive the c' that still bring the concept back, and map them to the anchors as well."""
+    edited = _uce([weight.double() for weight in weights], tokens, settings)
+    for _ in range(settings.rounds):
+        derived = derive_concepts(weights, edited, tokens.concepts, mu=settings.mu)
+        edited = [_uce_step(weight, derived, tokens, settings) for weight in edited]
+    return [new.to(weight.dtype) for new, weight in zip(edited, weights)]
+
+
+def _speed(weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings) -> Iterator[Tensor]:
+    """The null space is each layer's own: which preserved tokens matter depends on its weight."""
+    for weight in weights:
+        filtered = prior_filter(weight, tokens.concepts, tokens.anchors, tokens.preserve)
+        basis = null_space(filtered, tokens.empty, settings.null_threshold)
+        yield speed_update(
+            weight,
+            tokens.concepts,
+            tokens.anchors,
+            basis,
+            erase_weight=settings.erase_weight,
+            regularization=settings.regularization,
+        )
+
+
+UPDATES: dict[str, Callable[..., Any]] = {"uce": _uce, "rece": _rece, "speed": _speed}
+
+
+def edit_tokens(denoiser: Denoiser, concepts: Sequence[Concept], which: EditTokens) -> EditTokenSet:
+    """Encode all prompts once and pair the forget prompts' tokens with their anchors'."""
+    forget = [prompt for concept in concepts for prompt in concept.forget]
+    anchors = [prompt for concept in concepts for prompt in concept.anchor]
+    retain = dict.fromkeys(prompt for concept in concepts for prompt in (*concept.retain, ""))
+    encoded = _encode(denoiser, [*forget, *anchors, *retain])
+    spans = _spans(denoiser, encoded[forget[0]].shape[0])
+    from_, to = [], []
+    for prompt, anchor in zip(forget, anchors):
+        pairs = [pair for span in spans for pair in span.pairs(prompt, anchor, which)]
+        if not pairs:
+            raise ValueError(f"{prompt!r} has no token that its anchor {anchor!r} replaces; give another anchor.")
+        here, there = (list(positions) for positions in zip(*pairs))
+        from_.append(encoded[prompt][here])
+        to.append(encoded[anchor][there])
+    return EditTokenSet(
+        concepts=torch.cat(from_),
+        anchors=torch.cat(to),
+        preserve=torch.cat([encoded[prompt] for prompt in retain]),
+        empty=encoded[""],
+    )
+
+
+def _encode(denoiser: Denoiser, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Prompt → (T, i) token embeddings in float64."""
+    distinct = list(dict.fromkeys(prompts))
+    batches = [distinct[at : at + ENCODING_BATCH] for at in range(0, len(distinct), ENCODING_BATCH)]
+    parts = [denoiser.encode(batch)["encoder_hidden_states"] for batch in batches]
+    return dict(zip(distinct, torch.cat(parts).double()))
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Positions of the text embedding that one tokenizer fills."""
+
+    tokenizer: Any
+    start: int
+    length: int
+
+    def pairs(self, prompt: str, anchor: str, which: EditTokens) -> list[tuple[int, int]]:
+        ids = [
+            self.tokenizer(text, padding="max_length", max_length=self.length, truncation=True).input_ids
+            for text in (prompt, anchor)
+        ]
+        found = pair_tokens(ids[0], ids[1], self.tokenizer.eos_token_id, which)
+        return [(self.start + here, self.start + there) for here, there in found]
+
+
+def _spans(denoiser: Denoiser, length: int) -> list[_Span]:
+    """SD3 puts T5's tokens after those of its two CLIP encoders, which share positions as SDXL's two do."""
+    pipeline = denoiser.pipeline
+    t5 = getattr(pipeline, "tokenizer_3", None)
+    if t5 is None:
+        return [_Span(pipeline.tokenizer, 0, length)]
+    clip = pipeline.tokenizer.model_max_length
+    return [_Span(pipeline.tokenizer, 0, clip), _Span(t5, clip, length - clip)]
+
+
+def pair_tokens(prompt: Sequence[int], anchor: Sequence[int], end: int, which: EditTokens) -> list[tuple[int, int]]:
+    """Positions of a prompt's tokens and, beside each, the position of the anchor's token that it is mapped to.
+
+    prompt, anchor: token ids, padded to one length; end: id of the end-of-text token. Words that both share are paired
+    with themselves; words that were replaced are paired from the last one backwards, any that are left over with the
+    first of the anchor's (a word that was only dropped, with what follows it); from the end-of-text token on, equal
+    distances from it. `last`: only the last token of the last words that were replaced or dropped.
+    """
+    stop, anchor_stop = _stop(prompt, end), _stop(anchor, end)
+    blocks = SequenceMatcher(None, prompt[:stop], anchor[:anchor_stop], autojunk=False).get_opcodes()
+    changed = [block for block in blocks if block[0] in ("replace", "delete")]
+    if which == "last":
+        return [_backwards(*changed[-1][1:])[-1]] if changed else []
+    words = [pair for block in blocks for pair in _backwards(*block[1:])]
+    rest = min(len(prompt) - stop, len(anchor) - anchor_stop)
+    return words + [(stop + k, anchor_stop + k) for k in range(rest)]
+
+
+def _stop(ids: Sequence[int], end: int) -> int:
+    """Position of the end-of-text token; a prompt that was cut off has none."""
+    return list(ids).index(end) if end in ids else len(ids)
+
+
+def _backwards(start: int, stop: int, anchor_start: int, anchor_stop: int) -> list[tuple[int, int]]:
+    """Positions start … stop − 1 with the anchor's, both read from their last."""
+    shift = anchor_stop - stop
+    return [(here, max(here + shift, anchor_start)) for here in range(start, stop)]

@@ -1,0 +1,121 @@
+"""Every method by name: what kind of job it is, where it was published, and which models and flags it can serve."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Scope = Literal[
+    "full", "cross-attention", "cross-attention-kv", "self-attention", "all-but-cross-attention", "text-encoder"
+]
+"""Which weights may change: the denoiser's (all, or some of its layers), or the text encoder's."""
+Kind = Literal["trained", "closed-form", "inference"]
+Objective = Literal["mismatch", "ascent", "negative-guidance", "attention"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to erase a concept."""
+
+    kind: Kind
+    """trained: steps of gradient descent. closed-form: one edit of the weights. inference: no weight changes."""
+    summary: str
+    """What it does, in a line."""
+    source: str
+    """Where it was published: an arXiv id, or the project's name."""
+    objective: Objective = "mismatch"
+    """Loss of a trained method (`objectives.py`)."""
+    needs_cross_attention: bool = False
+    """Works on cross-attention layers, which transformers with joint attention do not have."""
+
+
+METHODS: dict[str, Method] = {
+    "recommended": Method(
+        kind="trained", source="2310.12508, changed",
+        summary="SalUn with the frozen base as teacher and most forget rows from the anchor's pictures",
+    ),
+    "salun": Method(
+        kind="trained", source="2310.12508", summary="mismatched prompts, on the salient weights alone"
+    ),
+    "salun-soft": Method(
+        kind="trained", source="2310.12508", summary="mismatched prompts; small changes are thresholded away"
+    ),
+    "random-label": Method(
+        kind="trained", source="2310.12508", summary="mismatched prompts on all weights: SalUn without its mask"
+    ),
+    "gradient-ascent": Method(
+        kind="trained", source="1911.04933", objective="ascent",
+        summary="raises the training loss on the concept's pictures",
+    ),
+    "esd-x": Method(
+        kind="trained", source="2303.07345", objective="negative-guidance",
+        summary="guides away from the concept, in the cross-attention layers",
+    ),
+    "esd-x-strict": Method(
+        kind="trained", source="2303.07345", objective="negative-guidance",
+        summary="guides away from the concept, in the cross-attention's keys and values",
+    ),
+    "esd-u": Method(
+        kind="trained", source="2303.07345", objective="negative-guidance",
+        summary="guides away from the concept, in all layers but the cross-attention",
+    ),
+    "concept-ablation": Method(
+        kind="trained", source="2303.13516", summary="the concept's prompt on the anchor's pictures"
+    ),
+    "forget-me-not": Method(
+        kind="trained", source="2303.17591", objective="attention", needs_cross_attention=True,
+        summary="starves the concept's words of attention",
+    ),
+    "erasediff": Method(
+        kind="trained", source="2401.05779", summary="forgets as far as it does not cost what is retained"
+    ),
+    "leco": Method(
+        kind="trained", source="LECO", objective="negative-guidance",
+        summary="a low-rank adapter that guides away from the concept",
+    ),
+    "uce": Method(
+        kind="closed-form", source="2308.14761",
+        summary="maps the concept's keys and values to the anchor's by least squares",
+    ),
+    "rece": Method(
+        kind="closed-form", source="2407.12383",
+        summary="UCE in rounds, each against the embedding that still brings the concept back",
+    ),
+    "speed": Method(
+        kind="closed-form", source="2503.07392",
+        summary="UCE's edit within the null space of what is retained",
+    ),
+    "negative-prompt": Method(
+        kind="inference", source="diffusers", summary="the concept's words as negative prompt"
+    ),
+    "sld": Method(kind="inference", source="2211.05105", summary="safe latent diffusion: guidance away from the words"),
+    "safree": Method(
+        kind="inference", source="2410.12761", summary="takes the concept's direction out of the prompt's embedding"
+    ),
+}  # fmt: skip
+
+
+def check_method(name: str, scope: str, lora_rank: int, mask: str) -> None:
+    """ValueError for combinations that no model can serve; nothing needs to be loaded for that."""
+    method = METHODS[name]
+    if method.kind == "inference":
+        raise ValueError(
+            f"{name} changes no weights, so there is nothing to train: it is a setting of `erase generate` and `erase "
+            f"evaluate`, for example --guard {'sld-medium' if name == 'sld' else name}."
+        )
+    if method.kind == "closed-form" and (scope not in ("full", "cross-attention-kv") or lora_rank):
+        raise ValueError(
+            f"{name} edits the cross-attention's keys and values (in a transformer with joint attention, the layer "
+            f"that takes the text in) and nothing else: leave out --scope and --lora_rank; got scope {scope!r}, "
+            f"lora_rank {lora_rank}. Trained methods, such as salun, take any scope."
+        )
+    if method.objective == "attention" and scope == "self-attention":
+        raise ValueError(
+            f"{name} is a loss on cross-attention maps, which self-attention reaches only by detours: use --scope "
+            "cross-attention, cross-attention-kv, full or text-encoder."
+        )
+    if lora_rank and mask != "none":
+        raise ValueError(
+            f"A low-rank adapter (--lora_rank {lora_rank}) changes every weight of its layers, so it cannot keep to a "
+            f"mask; got mask {mask!r}. Use --mask none, or --lora_rank 0."
+        )
+    if lora_rank and name == "salun-soft":
+        raise ValueError("salun-soft thresholds changes of single weights; it takes no --lora_rank. Use salun.")
