@@ -14,7 +14,7 @@ import tyro
 import yaml
 
 from .concepts import ConceptType
-from .methods import Scope, check_method
+from .methods import METHODS, Scope, check_method
 
 CANVAS = "canvas"
 CANVAS_METHOD = "recommended"
@@ -310,6 +310,13 @@ def _check(config: EraseConfig) -> None:
             raise ValueError(f"{field} must be in [0, 1], got {getattr(config, field)}.")
     if config.anchor_image_fraction > 0 and config.num_anchor_images < 1:
         raise ValueError("anchor_image_fraction is above 0, so num_anchor_images must be at least 1; got 0.")
+    objective = METHODS[config.method].objective
+    if objective == "attention" and config.gradient_checkpointing:
+        raise ValueError(
+            f"{config.method} reads attention maps, which gradient_checkpointing throws away; turn it off."
+        )
+    if objective == "ascent" and config.forget_x == "trajectories":
+        raise ValueError(f"{config.method} raises a training loss, which only pictures have: use --forget_x pictures.")
     if config.alpha < 0:
         raise ValueError(f"alpha must not be negative, got {config.alpha}.")
     if config.balance != "sum" and config.alpha == 0:

@@ -26,9 +26,9 @@ OBJECTS = ("cat", "apple", "car", "sunflower", "umbrella", "guitar", "penguin", 
 CONTROLLED = ("cat", "neon")
 METRICS = ("ua", "ua_coherent", "ira", "cra", "coherence", "fd_canvas")
 MASKS: dict[str, dict[str, Any]] = {
+    "random mask, density 0.5": {"mask": "random"},
+    "salient mask, density 0.1": {"density": 0.1},
     "random mask, density 0.1": {"mask": "random", "density": 0.1},
-    "salient mask, density 0.5": {"density": 0.5},
-    "random mask, density 0.5": {"mask": "random", "density": 0.5},
     "no mask": {"mask": "none"},
 }
 GOLD = "gold: retrained without it"
@@ -124,7 +124,7 @@ def as_markdown(rows: list[Row]) -> str:
 _HEAD = """# The canvas: every concept with one setting
 
 Made by `python scripts/canvas_table.py`; the figures with their 95 % intervals and N are in `canvas.json`, the protocol
-is described in [evaluation.md](evaluation.md). All use `configs/canvas.yaml` (25 DDIM steps, guidance 4, held-out
+is described in [evaluation.md](evaluation.md). All use `configs/canvas/recommended.yaml` (25 DDIM steps, guidance 4, held-out
 seeds, half of the prompts in a held-out wording). UA, IRA, CRA and coherence in %. FD is the Fréchet distance of the
 kept pictures to the base model's at other seeds; the base's own is the seed-to-seed floor, FD ratio is over that floor.
 A gold model is trained from nothing on the pictures that do not show the concept, for the steps named in its row (the
@@ -172,7 +172,7 @@ def _control_table(rows: list[Row], concepts: list[str]) -> str:
     lines = ["| erased | model | UA | UA coherent | IRA | CRA | coherence | FD |", "|---|---|---|---|---|---|---|---|"]
     for concept in concepts:
         for row in (row for row in rows if row["concept"] == concept):
-            name = "salient mask, density 0.1 (default)" if row["setting"] == "default" else row["setting"]
+            name = "salient mask, density 0.5 (default)" if row["setting"] == "default" else row["setting"]
             name += f", {sum(row['denoiser_steps']):,} steps" if "denoiser_steps" in row else ""
             figures = [_percent(row, key) for key in METRICS[:-1]]
             lines.append(f"| {row['concept']} | {name} | {' | '.join(figures)} | {row['fd_canvas']['value']:.2f} |")
