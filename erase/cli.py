@@ -19,6 +19,7 @@ DESCRIPTION = """Concept erasure for text-to-image diffusion models.
   erase patch      turn a base pipeline into an erased one with a patch file
   erase generate   draw a table of prompts with any model
   erase evaluate   draw a protocol's prompts with base and erased model, score both, compare
+  erase compare    erase one concept with many methods on the same seeds; one table, one page
   erase report     write the page that shows what was lost and what was kept
   erase statistics keep the FID statistics of real pictures in a file
 
@@ -185,6 +186,12 @@ def _evaluate(rest: list[str]) -> None:
     run_evaluate(_flags(EvaluateConfig, "erase evaluate", rest))
 
 
+def _compare(rest: list[str]) -> None:
+    from .compare import CompareConfig, run_compare
+
+    run_compare(_flags(CompareConfig, "erase compare", rest))
+
+
 def _report(rest: list[str]) -> None:
     tyro.cli(report, prog="erase report", args=rest, use_underscores=True)
 
@@ -203,6 +210,7 @@ COMMANDS = {
     "patch": _patch,
     "generate": _generate,
     "evaluate": _evaluate,
+    "compare": _compare,
     "report": _report,
     "statistics": _statistics,
 }

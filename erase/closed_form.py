@@ -7,7 +7,7 @@ so ill-conditioned (10⁵ and more) that float32 would leave errors of the size 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any, Literal, get_args
 
@@ -73,6 +73,27 @@ class EditTokenSet:
     """(T, i) tokens of the empty prompt, which guidance reads at every step."""
 
 
+def uce_map(
+    concepts: Tensor,
+    anchors: Tensor,
+    preserve: Tensor,
+    *,
+    erase_weight: float,
+    preserve_weight: float,
+    regularization: float,
+) -> Tensor:
+    """M = (λI + e·Σ a cᵀ + p·Σ p pᵀ)(λI + e·Σ c cᵀ + p·Σ p pᵀ)⁻¹, (i, i) in float64.
+
+    UCE's new weight is W' = W M with the same M for every layer that reads these tokens. Shapes as in `uce_update`.
+    """
+    concepts, anchors, preserve = concepts.double(), anchors.double(), preserve.double()
+    kept = regularization * torch.eye(concepts.shape[1], dtype=torch.float64, device=concepts.device)
+    kept += preserve_weight * preserve.mT @ preserve
+    wanted = kept + erase_weight * anchors.mT @ concepts
+    present = kept + erase_weight * concepts.mT @ concepts
+    return torch.linalg.solve(present, wanted.mT).mT
+
+
 def uce_update(
     weight: Tensor,
     concepts: Tensor,
@@ -88,12 +109,15 @@ def uce_update(
     The minimum over W' of e·Σ‖W'c − Wa‖² + p·Σ‖W'p − Wp‖² + λ‖W' − W‖². weight: (o, i); concepts, anchors: (n, i);
     preserve: (m, i), m may be 0. Returns (o, i) in the weight's dtype.
     """
-    concepts, anchors, preserve = concepts.double(), anchors.double(), preserve.double()
-    kept = regularization * torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
-    kept += preserve_weight * preserve.mT @ preserve
-    wanted = kept + erase_weight * anchors.mT @ concepts
-    present = kept + erase_weight * concepts.mT @ concepts
-    return (weight.double() @ torch.linalg.solve(present, wanted.mT).mT).to(weight.dtype)
+    mapped = uce_map(
+        concepts,
+        anchors,
+        preserve,
+        erase_weight=erase_weight,
+        preserve_weight=preserve_weight,
+        regularization=regularization,
+    )
+    return (weight.double() @ mapped).to(weight.dtype)
 
 
 def derive_concepts(base: Sequence[Tensor], edited: Sequence[Tensor], concepts: Tensor, *, mu: float) -> Tensor:
@@ -203,27 +227,30 @@ def _chosen(mask: SaliencyMask, module: nn.Module, weights: Mapping[str, Tensor]
 
 
 def _uce(weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings) -> list[Tensor]:
-    return [_uce_step(weight, tokens.concepts, tokens, settings) for weight in weights]
-
-
-def _uce_step(weight: Tensor, concepts: Tensor, tokens: EditTokenSet, settings: EditSettings) -> Tensor:
-    return uce_update(
-        weight,
-        concepts,
+    mapped = uce_map(
+        tokens.concepts,
         tokens.anchors,
         tokens.preserve,
         erase_weight=settings.erase_weight,
         preserve_weight=settings.preserve_weight,
         regularization=settings.regularization,
     )
+    return [(weight.double() @ mapped).to(weight.dtype) for weight in weights]
 
 
 def _rece(weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings) -> list[Tensor]:
-    """UCE, then rounds of: derive the c' that still bring the concept back, and map them to the anchors as well."""
-    edited = _uce([weight.double() for weight in weights], tokens, settings)
+    """Rounds of: derive the c' that still bring the concept back, and edit the base again with them beside c.
+
+    The published loop edits the last round's weights and maps c' alone, which lets go of c where everything else is
+    preserved (docs/methods/rece.md has the figures).
+    """
+    base, erased = [weight.double() for weight in weights], tokens
+    edited = _uce(base, tokens, settings)
     for _ in range(settings.rounds):
-        derived = derive_concepts(weights, edited, tokens.concepts, mu=settings.mu)
-        edited = [_uce_step(weight, derived, tokens, settings) for weight in edited]
+        derived = derive_concepts(base, edited, tokens.concepts, mu=settings.mu)
+        concepts, anchors = torch.cat([erased.concepts, derived]), torch.cat([erased.anchors, tokens.anchors])
+        erased = replace(erased, concepts=concepts, anchors=anchors)
+        edited = _uce(base, erased, settings)
     return [new.to(weight.dtype) for new, weight in zip(edited, weights)]
 
 

@@ -323,7 +323,8 @@ def encode_prompts(denoiser: Denoiser, texts: Sequence[str], opened: OpenStore, 
             encoded = denoiser.encode([texts[row] for row in rows])
         return {key: value.cpu().contiguous() for key, value in encoded.items()}
 
-    return opened("prompts", {"resolution": denoiser.resolution, "for": denoiser.component}).fetch(texts, batch_size, make)
+    settings = {"resolution": denoiser.resolution, "for": denoiser.component}
+    return opened("prompts", settings).fetch(texts, batch_size, make)
 
 
 def list_pictures(folder: Path) -> list[Path]:

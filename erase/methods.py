@@ -42,7 +42,7 @@ METHODS: dict[str, Method] = {
         kind="trained", source="2310.12508", summary="mismatched prompts on all weights: SalUn without its mask"
     ),
     "gradient-ascent": Method(
-        kind="trained", source="1911.04933", objective="ascent",
+        kind="trained", source="2109.13398", objective="ascent",
         summary="raises the training loss on the concept's pictures",
     ),
     "esd-x": Method(

@@ -91,7 +91,7 @@ def mismatch(models: Models, batch: Batch) -> Losses:
 
 
 def ascent(models: Models, batch: Batch) -> Losses:
-    """−‖f(x_t, c) − y‖²: gradient ascent on the training loss of the concept's pictures (arXiv 1911.04933)."""
+    """−‖f(x_t, c) − y‖²: gradient ascent on the training loss of the concept's pictures (arXiv 2109.13398)."""
     if batch.forget_y is None:
         raise ValueError("Gradient ascent needs pictures, which have a training target: use --forget_x pictures.")
     forget, retain = _predictions(models, batch)
@@ -116,8 +116,10 @@ def attention(models: Models, batch: Batch) -> Losses:
     assert models.attention_maps is not None and batch.tokens is not None
     positions = batch.tokens.any(0).nonzero().flatten()
     with models.attention_maps(slice(len(batch.forget_x)), positions) as maps:
-        _, retain = _predictions(models, batch)
-    return {"forget": attention_loss(maps, batch.tokens[:, positions])} | _retain_loss(models, batch, retain)
+        forget, retain = _predictions(models, batch)
+    # Values and outputs of the last layers do not reach the maps; under DDP every parameter must have its gradient.
+    loss = attention_loss(maps, batch.tokens[:, positions]) + 0 * forget.sum()
+    return {"forget": loss} | _retain_loss(models, batch, retain)
 
 
 OBJECTIVES: dict[str, Objective] = {

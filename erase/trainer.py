@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from .adapters import add_adapter, merge_adapter, save_adapter
 from .attention import cross_attention_maps
 from .balance import bilevel, project
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -184,6 +183,8 @@ class Trainer:
             enable_gradient_checkpointing(module)
         named, masks = dict(module.named_parameters()), self.mask.tensors
         if config.lora_rank:
+            from .adapters import add_adapter  # peft takes two seconds to import
+
             named = add_adapter(module, config.lora_rank, SCOPES[config.scope], config.seed)
             masks = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in named.items()}
         self.optimizer = MaskedAdamW(
@@ -241,6 +242,8 @@ class Trainer:
                     self.save()
         self.denoiser.module.eval()
         if self.config.lora_rank:
+            from .adapters import merge_adapter, save_adapter
+
             if self.accelerator.is_main_process:
                 save_adapter(self.trainable, self.config.output_dir, self.denoiser.component)
             merge_adapter(self.denoiser.module)

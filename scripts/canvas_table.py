@@ -51,8 +51,8 @@ def run(concept: str, setting: str, work: Path, **changes: Any) -> list[Row]:
     if not (folder / "manifest.json").exists():
         resume = "latest" if list(folder.glob("checkpoint-*/state.safetensors")) else None
         overwrite = (folder / "config.yaml").exists()
-        erase(EraseConfig.load("canvas", concept=concept, output_dir=folder, resume_from_checkpoint=resume,
-                               overwrite_output_dir=overwrite, **changes))  # fmt: skip
+        erase(EraseConfig.load(pretrained_model_name_or_path=CANVAS, concept=concept, output_dir=folder,
+                               resume_from_checkpoint=resume, overwrite_output_dir=overwrite, **changes))  # fmt: skip
     metrics = load_metrics(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     into = metrics["details"]["canvas"]["erased"]["turns_into"]
@@ -62,7 +62,7 @@ def run(concept: str, setting: str, work: Path, **changes: Any) -> list[Row]:
 
 def gold(concept: str, model: Path, work: Path) -> Row:
     """Score the model that was trained without the concept on the same rows."""
-    cache = EraseConfig.load("canvas", concept=concept).data_cache_dir
+    cache = EraseConfig.load(pretrained_model_name_or_path=CANVAS, concept=concept).data_cache_dir
     folder = work / f"{concept}-gold"
     canvas_evaluation(
         load_concepts([concept], model="canvas"),
@@ -124,9 +124,9 @@ def as_markdown(rows: list[Row]) -> str:
 _HEAD = """# The canvas: every concept with one setting
 
 Made by `python scripts/canvas_table.py`; the figures with their 95 % intervals and N are in `canvas.json`, the protocol
-is described in [evaluation.md](evaluation.md). All use `configs/canvas/recommended.yaml` (25 DDIM steps, guidance 4, held-out
-seeds, half of the prompts in a held-out wording). UA, IRA, CRA and coherence in %. FD is the Fréchet distance of the
-kept pictures to the base model's at other seeds; the base's own is the seed-to-seed floor, FD ratio is over that floor.
+is described in [evaluation.md](evaluation.md). All use `configs/canvas/recommended.yaml` (25 DDIM steps, guidance 4,
+held-out seeds, half of the prompts in a held-out wording). UA, IRA, CRA and coherence in %. FD is the Fréchet distance
+of the kept pictures to the base model's at other seeds; the base's own is the seed-to-seed floor, FD ratio is over it.
 A gold model is trained from nothing on the pictures that do not show the concept, for the steps named in its row (the
 base: 7,400)."""
 

@@ -3,7 +3,7 @@
     python scripts/canvas_tune.py learning_rate=3e-4 max_train_steps=300
     python scripts/canvas_tune.py --concepts neon -- retain_target=data
 
-Each call tries one setting: configs/canvas.yaml with the given values on top.
+Each call tries one setting: the canvas's own with the given values on top.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from erase.evaluate.proof import canvas_evaluation
 # Objects that the table leaves out; all six styles are in it, so the style is only drawn at other seeds.
 CONCEPTS = ("mushroom", "bicycle", "neon")
 FIRST_SEED = 500_000
+Row = dict[str, Any]
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,10 +38,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def try_setting(concept: str, changes: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+def try_setting(concept: str, changes: dict[str, Any], args: argparse.Namespace) -> Row:
     """Erase `concept` and score base and erased at the tuning seeds."""
-    config = EraseConfig.load("canvas", concept=concept, output_dir=args.work_dir / concept, overwrite_output_dir=True,
-                              proof=False, save_patch=False, **changes)  # fmt: skip
+    config = EraseConfig.load(pretrained_model_name_or_path=CANVAS, concept=concept, output_dir=args.work_dir / concept,
+                              overwrite_output_dir=True, proof=False, save_patch=False, **changes)  # fmt: skip
     erase(config)
     folder = args.work_dir / f"{concept}-evaluation"
     shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from erase.evaluate.prompts import PromptRow
 from erase.evaluate.scoring import Record
 from tiny import FAMILIES
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(autouse=True)

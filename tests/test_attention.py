@@ -196,7 +196,7 @@ def test_training_on_the_loss_takes_attention_from_the_concept_alone(denoiser: D
     trained = [p.requires_grad_() for name, p in module.named_parameters() if ".attn2." in name]
     optimizer = torch.optim.AdamW(trained, lr=2e-2)
     shares = []
-    for _ in range(15):
+    for _ in range(8):
         with cross_attention_maps(module) as maps:
             predict(denoiser)
         chosen = tokens[:, None, None]
