@@ -56,7 +56,7 @@ def test_bilevel_forgets_more_where_the_two_conflict() -> None:
 
 
 @pytest.mark.parametrize("join", [lambda f, r: bilevel(f, r, 1.0), lambda f, r: project(f, r, 1.0)])
-def test_a_retain_gradient_of_zero_leaves_forgetting_alone(join) -> None:  # noqa: ANN001
+def test_a_retain_gradient_of_zero_leaves_forgetting_alone(join) -> None:
     forget = gradients(0)
     nothing = {name: torch.zeros_like(g) for name, g in forget.items()}
     torch.testing.assert_close(join(forget, nothing), forget)

@@ -10,6 +10,7 @@ import tyro
 import yaml
 
 from ..config import CANVAS
+from .generate import GuardName
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,6 +44,11 @@ class EvaluateConfig:
     """erase-patch.safetensors: the erased model is --base with this patch on top."""
     unet_weights: Path | None = None
     """Some of the denoiser's weights in .safetensors: the erased model is --base with these on top."""
+    guard: GuardName | None = None
+    """Draw the erased model's pictures under a guard (no weight changed); with --base alone, the base's own."""
+    guard_concept: str | None = None
+    """What the guard steers away from, in words, several phrases with commas. By default what was erased: of a class
+    its phrase in prompts (canvas/cat: "a cat"), of other concepts the name (nudity)."""
     images: Path | None = None
     """The erased model's pictures, if they exist: a folder of `erase generate`, or any folder of pictures."""
     base_images: Path | None = None
@@ -102,12 +108,25 @@ class EvaluateConfig:
         for name in ("batch_size", "max_images", "num_inference_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        if not (self.model or self.patch or self.unet_weights or self.images):
-            raise ValueError("Nothing to evaluate: give --model, --patch or --unet_weights (with --base), or --images.")
+        if not (self.model or self.patch or self.unet_weights or self.guard or self.images):
+            raise ValueError(
+                "Nothing to evaluate: give --model, --patch, --unet_weights or --guard (with --base), or --images."
+            )
         if (self.patch or self.unet_weights) and self.model:
             raise ValueError("--patch and --unet_weights go on top of --base; leave out --model.")
         if (self.patch or self.unet_weights) and not self.base:
             raise ValueError("Say with --base which model --patch or --unet_weights was made from.")
+        self._check_guard()
+
+    def _check_guard(self) -> None:
+        if self.guard_concept is not None:
+            from .guards import check_guard
+
+            check_guard(self.guard, self.guard_concept)
+        if self.guard and self.images:
+            raise ValueError("--guard acts while pictures are drawn, and --images are drawn already; leave one out.")
+        if self.guard and not (self.model or self.base):
+            raise ValueError("Say with --base (or --model) which model is drawn under --guard.")
 
     @property
     def run(self) -> Mapping[str, Any]:
@@ -130,8 +149,16 @@ class EvaluateConfig:
             variant=self.variant,
             patch=self.patch,
             unet_weights=self.unet_weights,
+            guard=self.guard,
+            guard_concept=self.guard_words() if self.guard else None,
         )  # fmt: skip
         return sources
+
+    def guard_words(self) -> str:
+        """The guard's concept in words: --guard_concept, or what was erased."""
+        if self.guard_concept is None and not (concepts := self.concepts()):
+            raise ValueError(f'--guard {self.guard} needs --concept, or the concept in words: --guard_concept "a cat".')
+        return self.guard_concept or ", ".join(concept_words(concept) for concept in concepts)
 
     def concepts(self) -> "tuple[Concept, ...]":
         """What was erased, from the flags or from the run itself; empty when neither says."""
@@ -141,6 +168,16 @@ class EvaluateConfig:
         model = CANVAS if self.protocol == CANVAS else self.run.get("pretrained_model_name_or_path")
         kind = None if self.concept else self.run.get("concept_type")
         return load_concepts(names, concept_type=kind, model=model) if names else ()
+
+
+def concept_words(concept: "Concept") -> str:
+    """A concept as prompts call it: a class's phrase in its shipped family, else its name without hyphens."""
+    from ..concepts import PROMPTS_DIR, load_family
+
+    phrases: Mapping[str, str] = {}
+    if concept.family and (PROMPTS_DIR / f"{concept.family}.yaml").is_file():
+        phrases = load_family(concept.family).domains.get(concept.type, {})
+    return phrases.get(concept.name, concept.name.replace("-", " "))
 
 
 def run_evaluate(config: EvaluateConfig) -> Path:
@@ -177,6 +214,10 @@ def planned(config: EvaluateConfig, accelerator: "Accelerator") -> "Evaluation":
     concepts, sources = config.concepts(), config.sources()
     drawn = any(source is not None for source in sources.values())
     rows = protocol_rows(protocol, subset, concepts, config.prompts) if drawn else []
+    for source in sources.values():
+        if source is not None and source.guard:
+            source.check()
+            source.check_rows(rows)
     return Evaluation(
         protocol=protocol if subset is None else replace(protocol, name=f"{protocol.name}/{subset}"),
         rows=first_of_each_role(rows, config.max_images) if config.max_images else rows,

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .pipelines import Artist, ModelSource
     from .scoring import Record, Scorer
 
+GuardName = Literal["negative-prompt", "sld-medium", "sld-strong", "sld-max", "safree"]
+"""Guards by name; `guards.GUARDS` has their settings."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
@@ -42,6 +45,10 @@ class GenerateConfig:
     """erase-patch.safetensors to apply to the model first."""
     unet_weights: Path | None = None
     """Some of the denoiser's weights in .safetensors to put into the model first, as ESD and others publish them."""
+    guard: GuardName | None = None
+    """Steer away from --guard_concept while drawing, no weight changed: by negative prompt, SLD or SAFREE."""
+    guard_concept: str | None = None
+    """What the guard steers away from, in words: "a cat", or several phrases with commas."""
     revision: str | None = None
     """Hub revision of the model."""
     variant: str | None = None
@@ -106,6 +113,10 @@ class GenerateConfig:
                 raise ValueError(f"{name} must be one of {choices}; got {getattr(self, name)!r}.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+        if self.guard is not None or self.guard_concept is not None:
+            from .guards import check_guard
+
+            check_guard(self.guard, self.guard_concept)
 
     def rows(self) -> list[PromptRow]:
         """The pictures that the prompts ask for."""
@@ -134,6 +145,8 @@ class GenerateConfig:
             variant=self.variant,
             patch=self.patch,
             unet_weights=self.unet_weights,
+            guard=self.guard,
+            guard_concept=self.guard_concept,
         )
 
 
@@ -143,6 +156,7 @@ def run_generate(config: GenerateConfig) -> Path:
 
     rows, source = config.rows(), config.source()
     source.check()
+    source.check_rows(rows)  # before an older run's folder is overwritten
     scorers = _scorers(config)
     accelerator = make_accelerator(config.mixed_precision)
     if config.overwrite_output_dir:
@@ -205,6 +219,7 @@ def generate(
     from .scoring import ScoreFile, distinct_scorers
 
     check_rows(rows)
+    source.check_rows(rows)
     batches = batches_of(rows, batch_size)
     settings = generation_settings(rows, source, accelerator, batch_size, scheduler)
     pictures = PictureFolder(folder, rows)

@@ -1,4 +1,4 @@
-"""Any text-to-image model as a stock diffusers pipeline: a folder, a hub id or the canvas, with an erasure on top."""
+"""Any text-to-image model as a stock diffusers pipeline: a folder, a hub id or the canvas, with an erasure or guard."""
 
 import hashlib
 import inspect
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..files import folder_hash, read_safetensors
 from ..models import check_weights, find_model
 from ..patch import apply_patch
+from .guards import GuardedPipeline, check_guard, check_guidance, check_pipeline, guard_identity
 from .prompts import PromptRow
 
 SCHEDULERS = {
@@ -56,6 +57,10 @@ class ModelSource:
     """erase-patch.safetensors made from this base."""
     unet_weights: Path | None = None
     """State dict of some of the denoiser's weights in .safetensors, as ESD and its relatives publish them."""
+    guard: str | None = None
+    """How to steer away from `guard_concept` while drawing: a name of `guards.GUARDS`."""
+    guard_concept: str | None = None
+    """The guard's concept in words: "a cat", or several phrases with commas."""
     name: str | None = None
     """What reports call it."""
 
@@ -63,10 +68,12 @@ class ModelSource:
     def label(self) -> str:
         """`name`, or the model and what is on top of it."""
         top = self.patch or self.unet_weights
-        return self.name or " + ".join([self.pretrained_model_name_or_path, *([top.name] if top else [])])
+        guard = [f"{self.guard} ({self.guard_concept})"] if self.guard else []
+        return self.name or " + ".join([self.pretrained_model_name_or_path, *([top.name] if top else []), *guard])
 
     def check(self) -> Path:
         """The local folder of the base (downloaded if need be), after everything has been found to be readable."""
+        check_guard(self.guard, self.guard_concept)
         if self.patch and self.unet_weights:
             raise ValueError("Give a patch or unet_weights, not both: one would undo the other.")
         if self.unet_weights and self.unet_weights.suffix in PICKLES:
@@ -74,12 +81,20 @@ class ModelSource:
         for path in filter(None, (self.patch, self.unet_weights)):
             _check_header(path)
         folder = find_model(self.pretrained_model_name_or_path, self.revision, self.variant)
-        pipeline_class(folder)
+        found = pipeline_class(folder)
+        if self.guard:
+            check_pipeline(self.guard, found, folder)
         check_weights(folder)
         return folder
 
+    def check_rows(self, rows: Sequence[PromptRow]) -> None:
+        """ValueError for rows that cannot be drawn under the guard."""
+        check_guard(self.guard, self.guard_concept)
+        for row in rows if self.guard else ():
+            check_guidance(str(self.guard), row.guidance_scale, f"row {row.id!r}")
+
     def sha256(self) -> str:
-        """What the pictures depend on: the base's files and the file on top; equal for equal content in any place."""
+        """What the pictures depend on: the base's files, what is on top and the guard; equal for equal content."""
         return self._sha256(self.check())
 
     def describe(self) -> dict[str, str]:
@@ -100,6 +115,8 @@ class ModelSource:
             if path:
                 with path.open("rb") as file:
                     parts.append(f"{kind} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+        if self.guard and self.guard_concept:
+            parts.append(f"guard {guard_identity(self.guard, self.guard_concept)}")
         return parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -134,7 +151,7 @@ def open_pipeline(
     dtype: torch.dtype = torch.float32,
     scheduler: str = "default",
 ) -> Any:
-    """A stock pipeline with the erasure applied, on `device`, its progress bar and safety checker off.
+    """A stock pipeline with erasure and guard applied, on `device`, its progress bar and safety checker off.
 
     ValueError when a file is missing, damaged, or made for another model.
     """
@@ -153,7 +170,10 @@ def open_pipeline(
         load_denoiser_weights(pipe, source.unet_weights)
     set_scheduler(pipe, scheduler)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    pipe.to(device)
+    if source.guard and source.guard_concept:
+        return GuardedPipeline(pipe, denoiser_of(pipe)[1], source.guard, source.guard_concept)
+    return pipe
 
 
 def set_scheduler(pipe: Any, name: str) -> None:

@@ -1,0 +1,260 @@
+"""The runs that a comparison is made of: which commands, in which folders, and what of them is done already.
+
+output_dir/runs/LABEL/
+  seed-0/         output_dir of `erase train`, its evaluation/ inside; the base's and the guards' is run/
+  seed-0.json     what the run is and how it was asked for
+  seed-0.log      what it printed
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+
+from ..cli import parse_config
+from ..concepts import load_concepts
+from ..config import CANVAS, CONFIGS_DIR, layered
+from ..evaluate.config import EvaluateConfig
+from ..files import write_json, write_text
+from .config import BASE, CompareConfig, Entry, slug
+
+RUNS_DIR = "runs"
+EVALUATION_DIR = "evaluation"
+PROTOCOL_FILE = "protocol.yaml"
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoint-*/state.safetensors"
+MANIFEST_FILE = "manifest.json"
+PROOF_BATCH_SIZE = 60
+"""The proof's own: the base's and the guards' pictures are drawn in batches of the same size."""
+# What may differ between a run and its repetition without changing what is compared.
+NOT_COMPARED = ("output_dir", "overwrite_output_dir", "data_cache_dir", "resume_from_checkpoint", "report_to",
+                "logging_dir", "checkpointing_steps", "checkpoints_total_limit", "save_patch")  # fmt: skip
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command of a job."""
+
+    arguments: tuple[str, ...]
+    """Of `erase`: the command and its flags."""
+    settings: Settings
+    """What its result must have been made with to count as done."""
+    made: Path
+    """The file that it writes last."""
+
+    @property
+    def name(self) -> str:
+        """train or evaluate."""
+        return self.arguments[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run: its commands one after the other."""
+
+    label: str
+    """Line of the table."""
+    kind: str
+    """base, trained, closed-form or inference."""
+    concept: str
+    """What is erased."""
+    seed: int | None
+    """Seed of the run; None where nothing is trained or edited."""
+    folder: Path
+    """Where the run is written."""
+    steps: tuple[Step, ...]
+    """Its commands."""
+
+    @property
+    def name(self) -> str:
+        """What a progress bar calls it."""
+        return self.label if self.seed is None else f"{self.label}, seed {self.seed}"
+
+    @property
+    def file(self) -> Path:
+        """What the run is and how it was asked for."""
+        return self.folder.with_name(f"{self.folder.name}.json")
+
+    @property
+    def log(self) -> Path:
+        """What the run printed."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    def left(self) -> list[Step]:
+        """The steps that are not done."""
+        return [step for step in self.steps if not step.made.is_file()]
+
+    def describe(self) -> dict[str, Any]:
+        """For `file`."""
+        return {
+            "method": self.label,
+            "kind": self.kind,
+            "concept": self.concept,
+            "seed": self.seed,
+            "commands": [["erase", *step.arguments] for step in self.steps],
+            "settings": {step.name: dict(step.settings) for step in self.steps},
+        }
+
+
+def plan(config: CompareConfig) -> list[Job]:
+    """Base, guards, then every other method seed by seed; a flag that cannot work is an error here.
+
+    Where the proof is asked for with other counts than its own, its protocol is written to output_dir/protocol.yaml.
+    """
+    model = config.pretrained_model_name_or_path
+    kind = layered(config.config, {"pretrained_model_name_or_path": model}).get("concept_type")
+    (concept,) = load_concepts([config.concept], concept_type=kind, model=model)
+    name = f"{CANVAS}/{concept.name}" if concept.family == CANVAS else config.concept
+    jobs = [_untrained(config, concept.name, BASE, BASE, {"model": model, "concept": name})]
+    for entry in (entry for entry in config.entries if entry.kind == "inference"):
+        guard = {"guard": entry.method, "concept": name, **entry.settings}
+        jobs.append(_untrained(config, concept.name, entry.label, entry.kind, guard))
+    trained = [(entry, _settings(config, entry)) for entry in config.entries if entry.kind != "inference"]
+    seeds = range(config.seed, config.seed + config.seeds)
+    return jobs + [_run(config, concept.name, entry, settings, seed) for seed in seeds for entry, settings in trained]
+
+
+def _run(config: CompareConfig, concept: str, entry: Entry, settings: Settings, seed: int) -> Job:
+    folder = config.output_dir / RUNS_DIR / slug(entry.label) / f"seed-{seed}"
+    seeded = {key: value for key, value in settings.items() if key not in NOT_COMPARED} | {"seed": seed}
+    flags = ["--seed", str(seed), "--output_dir", str(folder), *_train_flags(config, entry)]
+    steps = [Step(arguments=("train", *flags), settings=seeded, made=folder / MANIFEST_FILE)]
+    if config.protocol:
+        steps.append(_evaluate(config, folder, {"model": str(folder)}))
+    return Job(label=entry.label, kind=entry.kind, concept=concept, seed=seed, folder=folder, steps=tuple(steps))
+
+
+def _untrained(config: CompareConfig, concept: str, label: str, kind: str, flags: Mapping[str, str]) -> Job:
+    folder = config.output_dir / RUNS_DIR / slug(label) / "run"
+    step = _evaluate(config, folder, flags)
+    tyro.cli(EvaluateConfig, prog="erase evaluate", args=step.arguments[1:], use_underscores=True)
+    return Job(label=label, kind=kind, concept=concept, seed=None, folder=folder, steps=(step,))
+
+
+def _train_flags(config: CompareConfig, entry: Entry) -> list[str]:
+    flags = {
+        "method": entry.method,
+        "concept": config.concept,
+        "pretrained_model_name_or_path": config.pretrained_model_name_or_path,
+        "data_cache_dir": str(config.data_cache_dir),
+    }
+    flags |= {"config": config.config} if config.config else {}
+    if config.protocol is None:
+        flags |= {"num_target_images": config.num_target_images, "num_kept_images": config.num_retain_images}
+    proof = ["--no_proof"] if config.protocol else []
+    return [*_tokens(flags), *proof, *_tokens(entry.settings)]
+
+
+def _settings(config: CompareConfig, entry: Entry) -> Settings:
+    """config.yaml of the entry's runs, but for seed and folder: the run's own parser reads the same flags."""
+    return parse_config(_train_flags(config, entry), "erase train").as_dict()
+
+
+def _evaluate(config: CompareConfig, folder: Path, model: Mapping[str, str]) -> Step:
+    counts = {"num_target_images": config.num_target_images, "num_retain_images": config.num_retain_images}
+    flags: dict[str, Any] = {"base": config.pretrained_model_name_or_path, **model}
+    if config.protocol:
+        flags |= {"protocol": config.protocol} | dict(_pair(text) for text in config.evaluate)
+    else:
+        flags |= {"protocol": str(_proof_protocol(config, counts)), "batch_size": PROOF_BATCH_SIZE}
+        common = layered(config.config, {"pretrained_model_name_or_path": CANVAS})
+        flags |= {"mixed_precision": common.get("mixed_precision", "auto")}
+    # A path of ours is no setting: the comparison's folder may be named otherwise the next time.
+    settings = {key: value for key, value in flags.items() if key != "model" or value != str(folder)}
+    settings |= {} if config.protocol else counts | {"protocol": CANVAS}
+    flags |= {"output_dir": str(folder / EVALUATION_DIR), "data_cache_dir": str(config.data_cache_dir)}
+    made = folder / EVALUATION_DIR / "evaluation.json"
+    return Step(arguments=("evaluate", *_tokens(flags)), settings=settings, made=made)
+
+
+def _proof_protocol(config: CompareConfig, counts: Mapping[str, int]) -> Path | str:
+    """The canvas's protocol with the comparison's own counts: its name, or the file that it was written to."""
+    shipped = yaml.safe_load((CONFIGS_DIR / "protocols" / f"{CANVAS}.yaml").read_text(encoding="utf-8"))
+    if shipped | counts == shipped:
+        return CANVAS
+    path = config.output_dir / PROTOCOL_FILE
+    write_text(path, yaml.safe_dump(shipped | counts, sort_keys=False))
+    return path
+
+
+def _tokens(flags: Mapping[str, Any]) -> list[str]:
+    """`--key value`; true and false become `--key` and `--no_key`."""
+    tokens: list[str] = []
+    for key, value in flags.items():
+        switch = {"true": f"--{key}", "false": f"--no_{key}"}.get(str(value).lower())
+        tokens += [switch] if switch else [f"--{key}", str(value)]
+    return tokens
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    return key.strip(), value.strip()
+
+
+def differences(job: Job) -> list[str]:
+    """`key: there, now` of everything that the run in the job's folder was made with otherwise; empty when it fits."""
+    found = []
+    for step in job.steps:
+        there = _settings_there(job, step)
+        if there is not None:
+            keys = [key for key in dict.fromkeys([*there, *step.settings]) if there.get(key) != step.settings.get(key)]
+            found += [f"{key}: {there.get(key)} there, {step.settings.get(key)} now" for key in keys]
+    return found
+
+
+def _settings_there(job: Job, step: Step) -> Settings | None:
+    """What a step's result was made with; None when it has not begun."""
+    if step.name == "train":
+        path = job.folder / CONFIG_FILE
+        if not path.is_file():
+            return None
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {key: value for key, value in there.items() if key not in NOT_COMPARED}
+    if not job.file.is_file() or not (job.folder / EVALUATION_DIR).is_dir():
+        return None
+    return json.loads(job.file.read_text(encoding="utf-8"))["settings"].get(step.name)
+
+
+def check(jobs: list[Job], overwrite: bool) -> None:
+    """Refuse runs that were made with other settings, or remove them where that was asked for."""
+    odd = {job.name: (job, found) for job in jobs if (found := differences(job))}
+    if overwrite:
+        for job, _ in odd.values():
+            remove(job)
+    elif odd:
+        name, (job, found) = next(iter(odd.items()))
+        others = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+        raise ValueError(
+            f"{job.folder} holds {name} made with other settings{others}:\n  "
+            + "\n  ".join(found)
+            + "\nGive another --output_dir, the settings of before, or make these runs again: --overwrite_output_dir."
+        )
+
+
+def remove(job: Job) -> None:
+    """Remove a run; its pictures stay in the cache."""
+    shutil.rmtree(job.folder, ignore_errors=True)
+    job.file.unlink(missing_ok=True)
+
+
+def next_step(job: Job) -> Step | None:
+    """What to run next, if anything: training goes on at its newest checkpoint; without one it begins again."""
+    step = next(iter(job.left()), None)
+    if step is None or step.name != "train":
+        return step
+    if any(job.folder.glob(CHECKPOINTS)):
+        return replace(step, arguments=(*step.arguments, "--resume_from_checkpoint", "latest"))
+    begun = (job.folder / CONFIG_FILE).is_file()
+    return replace(step, arguments=(*step.arguments, "--overwrite_output_dir")) if begun else step
+
+
+def write_job(job: Job) -> None:
+    """Write what the run is, before it begins."""
+    write_json(job.file, job.describe())
