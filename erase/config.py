@@ -125,6 +125,8 @@ class EraseConfig:
     """rece: rounds after the first edit."""
     edit_mu: float = 0.1
     """rece: mu, the pull of a derived embedding towards zero."""
+    null_threshold: float = 0.1
+    """speed: directions are free to change where the retained tokens have less than this share of their mean energy."""
 
     num_concept_images: int = 800
     """Pictures of the concept that the base model makes for training."""

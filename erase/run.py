@@ -241,6 +241,7 @@ def edit_settings(config: EraseConfig) -> EditSettings:
         regularization=config.edit_regularization,
         rounds=config.edit_rounds,
         mu=config.edit_mu,
+        null_threshold=config.null_threshold,
     )
 
 

@@ -18,17 +18,18 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from drawing import TinyFolder, contents, prompt_rows
 from erase.cli import main
 from erase.concepts import load_concepts
 from erase.evaluate import guards
-from erase.evaluate.config import EvaluateConfig, concept_words
+from erase.evaluate.config import EvaluateConfig, concept_words, planned
 from erase.evaluate.generate import GenerateConfig, GuardName
 from erase.evaluate.guards import GUARDS, SafeLatentDiffusion, Safree
 from erase.evaluate.pipelines import ModelSource, denoiser_of, draw, open_pipeline
-from erase.evaluate.prompts import PromptRow
+from erase.evaluate.prompts import PromptRow, load_prompts
 from erase.evaluate.scoring import Record
 from erase.files import folder_hash
 from erase.models import load_denoiser
@@ -396,25 +397,23 @@ def test_evaluate_guards_the_erased_model_alone(tiny: TinyFolder) -> None:
     assert (own.pretrained_model_name_or_path, own.guard_concept) == (str(tiny("sd1")), "feline")
 
 
-def test_the_command(tiny: TinyFolder, tmp_path: Path) -> None:
-    table = tmp_path / "i2p.csv"
+def test_the_commands(tiny: TinyFolder, drawn: Callable[..., list[Record]], tmp_path: Path) -> None:
+    table, guarded = tmp_path / "i2p.csv", source(tiny("sd1"), "sld-max")
     table.write_text(f"{I2P}a cat,x,0,0.0,5,7,16,16\nsat,x,0,0.0,6,7,16,16\n")
-    # fmt: off
-    main(["evaluate", "--protocol", "i2p", "--prompts", str(table), "--base", str(tiny("sd1")), "--guard", "sld-max",
-          "--guard_concept", WORDS, "--num_inference_steps", "2", "--output_dir", str(tmp_path / "evaluation"),
-          "--data_cache_dir", str(tmp_path / "cache"), "--no_report", "--mixed_precision", "no"])
-    models = json.loads((tmp_path / "evaluation/evaluation.json").read_text())["models"]
-    assert models["erased"]["name"] == models["base"]["name"] + " + sld-max (a cat)"
-    main(["generate", "--prompts", str(table), "--pretrained_model_name_or_path", str(tiny("sd1")), "--guard",
-          "sld-max", "--guard_concept", WORDS, "--num_inference_steps", "2", "--mixed_precision", "no",
-          "--output_dir", str(tmp_path / "out")])
-    # fmt: on
-    pictures = {name: contents(tmp_path / "evaluation" / name) for name in ("base", "erased")}
-    ours = contents(tmp_path / "out")
-    assert [ours[f"images/00000{at}.png"] for at in (0, 1)] == [
-        pictures["erased"][f"images/00000{at}.png"] for at in (0, 1)
-    ]
-    assert pictures["base"]["images/000000.png"] != pictures["erased"]["images/000000.png"]
+    guard: dict[str, Any] = {"prompts": str(table), "guard": "sld-max", "guard_concept": WORDS}
+    evaluation = planned(EvaluateConfig(protocol="i2p", base=str(tiny("sd1")), **guard), Accelerator(cpu=True))
+    assert evaluation.models == {"base": source(tiny("sd1")), "erased": guarded}
+    flags = [text for name, value in guard.items() for text in (f"--{name}", value)]
+    main(["generate", *flags, "--pretrained_model_name_or_path", str(tiny("sd1")), "--num_inference_steps", "2",
+          "--mixed_precision", "no", "--output_dir", str(tmp_path / "out")])  # fmt: skip
+    rows = [replace(row, num_inference_steps=2) for row in load_prompts(table)]
+    drawn(rows, out="same", source=guarded)
+    drawn(rows, out="stock")
+    ours, same, stock = (
+        {name: data for name, data in contents(tmp_path / out).items() if name.endswith(".png")}
+        for out in ("out", "same", "stock")
+    )
+    assert ours == same and ours.keys() == stock.keys() and not set(ours.values()) & set(stock.values())
 
 
 # Bad input

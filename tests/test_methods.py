@@ -91,6 +91,10 @@ def test_method_by_family(method: str, family: str, config: Callable[..., EraseC
             erase(settings)
         assert not settings.output_dir.exists()
         return
+    if method == "speed" and family != "sdxl":
+        with pytest.raises(ValueError, match="fills all"):  # directions of a toy's text embedding
+            erase(settings)
+        return
     out = erase(settings)
     component = "transformer" if family == "sd3" else "unet"
     places = moved(tiny(family), out, component)
