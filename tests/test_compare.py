@@ -206,6 +206,18 @@ def test_other_settings_are_refused_or_made_again(compare: Compare, fake: Callab
     assert yaml.safe_load((tmp_path / "out/runs/salun/seed-0/config.yaml").read_text())["learning_rate"] == 0.5
 
 
+def test_a_setting_that_was_added_since_is_at_its_default(compare: Compare, fake: Callable[..., None]) -> None:
+    run_compare(compare("salun", seeds=1))
+    job = plan(compare("salun", seeds=1))[1]
+    path = job.folder / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    assert settings.pop("edit_mu") == 0.1
+    path.write_text(yaml.safe_dump(settings))
+    assert differences(job) == []
+    path.write_text(yaml.safe_dump(settings | {"edit_mu": 0.2, "gone_since": 1}))
+    assert differences(job) == ["edit_mu: 0.2 there, 0.1 now", "gone_since: 1 there, None now"]
+
+
 def test_other_pictures_are_not_compared(compare: Compare, fake: Callable[..., None], tmp_path: Path) -> None:
     run_compare(compare("salun", seeds=1))
     path = tmp_path / "out/runs/salun/seed-0/evaluation/metrics.json"

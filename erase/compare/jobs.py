@@ -9,7 +9,7 @@ output_dir/runs/LABEL/
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import yaml
 
 from ..cli import parse_config
 from ..concepts import load_concepts
-from ..config import CANVAS, CONFIGS_DIR, layered
+from ..config import CANVAS, CONFIGS_DIR, EraseConfig, layered
 from ..evaluate.config import EvaluateConfig
 from ..files import write_json, write_text
 from .config import BASE, CompareConfig, Entry, slug
@@ -216,7 +216,9 @@ def _settings_there(job: Job, step: Step) -> Settings | None:
         if not path.is_file():
             return None
         there = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {key: value for key, value in there.items() if key not in NOT_COMPARED}
+        # A setting that came with a later version of this package is by default what the run had without it.
+        later = {f.name: f.default for f in fields(EraseConfig) if f.name not in there}
+        return {key: value for key, value in (later | there).items() if key not in NOT_COMPARED}
     if not job.file.is_file() or not (job.folder / EVALUATION_DIR).is_dir():
         return None
     return json.loads(job.file.read_text(encoding="utf-8"))["settings"].get(step.name)
