@@ -116,7 +116,7 @@ def _start(job: Job, slot: int, at_once: int) -> Running:
     write_job(job)
     command = [*ERASE, *step.arguments]
     with job.log.open("ab") as log:
-        log.write(f"$ erase {' '.join(step.arguments)}\n".encode())
+        log.write(f"\n$ erase {' '.join(step.arguments)}\n".encode())
         log.flush()
         process = _popen(command, log, os.environ | environment(slot, at_once))
     if at_once > 1 and hasattr(os, "sched_setaffinity"):
