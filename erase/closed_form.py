@@ -161,8 +161,8 @@ def null_space(preserve: Tensor, invariant: Tensor, threshold: float) -> Tensor:
     if held == turned.shape[0]:
         raise ValueError(
             f"What is preserved fills all {len(energies)} directions of the text embedding ({free.shape[1]} are below "
-            f"{threshold} of the mean energy, {held} of them are used by the empty prompt): raise --null_threshold, "
-            "or retain fewer prompts."
+            f"{threshold} of the mean energy, {held} of them are used by the empty prompt): raise "
+            "--edit_null_threshold, or retain fewer prompts."
         )
     return free @ turned[held:].mT
 

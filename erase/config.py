@@ -115,6 +115,9 @@ class EraseConfig:
     soft_quantile: float = 0.5
     """salun-soft: the quantile of |change| that is thresholded away at first; it falls to 0 over the run."""
 
+    edit_tokens: Literal["all", "last"] = "all"
+    """uce, rece, speed: which tokens are paired: all that tell forget and anchor prompt apart and the text's end, or the
+    last of them alone."""
     edit_regularization: float = 0.5
     """uce, rece, speed: lambda, the pull towards the weights as they were."""
     erase_weight: float = 1.0
@@ -125,7 +128,7 @@ class EraseConfig:
     """rece: rounds after the first edit."""
     edit_mu: float = 0.1
     """rece: mu, the pull of a derived embedding towards zero."""
-    null_threshold: float = 0.1
+    edit_null_threshold: float = 0.1
     """speed: directions are free to change where the retained tokens have less than this share of their mean energy."""
 
     num_concept_images: int = 800

@@ -241,7 +241,8 @@ def edit_settings(config: EraseConfig) -> EditSettings:
         regularization=config.edit_regularization,
         rounds=config.edit_rounds,
         mu=config.edit_mu,
-        null_threshold=config.null_threshold,
+        null_threshold=config.edit_null_threshold,
+        tokens=config.edit_tokens,
     )
 
 

@@ -171,7 +171,7 @@ def test_null_space_leaves_out_the_invariant_directions() -> None:
 
 
 def test_a_full_null_space_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match="raise --null_threshold"):
+    with pytest.raises(ValueError, match="raise --edit_null_threshold"):
         null_space(normal(40, WIDTH), normal(2, WIDTH), threshold=1e-6)
     with pytest.raises(ValueError, match=r"10 are below.*10 of them are used"):
         null_space(normal(2, WIDTH), normal(10, WIDTH, seed=1), threshold=1e-6)

@@ -549,6 +549,14 @@ def test_figures_of_other_protocols_are_shown_without_plots(
     assert "17.50" in page.words and "unheard_of" in page.words
 
 
+def test_methods_that_erase_little_are_told_of(compare: Compare, fake: Callable[..., None], tmp_path: Path) -> None:
+    fake(figures={"salun": {"ua_coherent": 0.0}, "esd-x": {"ua_coherent": 0.12, "ira": 0.5}})
+    run_compare(compare("salun,esd-x", seeds=1))
+    words = Page((tmp_path / "out/compare.html").read_text()).words.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Of 2 methods, none beats esd-x or salun in both erasing cat and keeping the rest." in words
+    assert "No method erases more than 12.0 % of cat." in words and "One seed only" in words
+
+
 def test_sensitive_pictures_are_blurred(compare: Compare, fake: Callable[..., None], tmp_path: Path) -> None:
     run_compare(compare("salun", seeds=1))
     for path in tmp_path.glob("out/runs/*/*/evaluation/metrics.json"):
@@ -595,6 +603,8 @@ def test_every_part_of_a_plot_lies_inside_it() -> None:
 def test_scales_are_monotone_and_reach_their_ends() -> None:
     percent = percent_scale("%", [12.0, 99.7, 100.3])
     assert percent.at(percent.low) == 0 and percent.at(percent.high) == 1 and percent.low == 0 and percent.high == 100.5
+    # All at 100: the scale still has two ends.
+    assert percent_scale("%", [100.0]).low == 99 and percent_scale("%", [0.0, 50.0]).low == 0
     values = [0, 10, 50, 90, 99, 99.5, 100, 100.4]
     places = [percent.at(value) for value in values]
     assert places == sorted(places) and len(set(places)) == len(values)

@@ -83,8 +83,8 @@ def test_sld_guidance_over_steps(settings: SafeLatentDiffusion) -> None:
     branches = [tuple(rng.normal(scale=2 * size, size=(2, 3, 4, 4)) for _ in range(3)) for _ in range(4)]
     momentum = torch.zeros(())
     for (uncond, cond, concept), expected in zip(branches, naive_sld(branches, settings), strict=True):
-        parts = [torch.from_numpy(part).float() for part in (uncond, cond, concept)]
-        gamma, momentum = guards.sld_guidance(*parts, momentum, settings)
+        f0, fc, fs = (torch.from_numpy(part).float() for part in (uncond, cond, concept))
+        gamma, momentum = guards.sld_guidance(f0, fc, fs, momentum, settings)
         np.testing.assert_allclose(gamma.numpy(), expected, rtol=1e-3, atol=1e-6 * size)
         assert gamma.dtype == torch.float32
 
@@ -233,7 +233,7 @@ def naive_safree(pipe: Any, prompt: str, words: str, own: np.ndarray, alpha: flo
         if distance[at] > (1 + alpha) * np.mean(distance[:at] + distance[at + 1 :]):
             safe[1 + at] = projected[at]
     a, b = own[1 : 1 + count].ravel(), np.concatenate(projected)
-    return safe, 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    return safe, float(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])

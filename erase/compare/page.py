@@ -16,6 +16,8 @@ from .table import CAPTION, Column, Value, cells, columns_of
 
 HERE = Path(__file__).parent
 FEW_PICTURES = 50
+WEAK = 0.5
+"""Share of the concept that the best of the methods should erase."""
 KINDS = {
     "trained": ("trained", '<circle class="point" cx="7" cy="7" r="5.5"/>'),
     "closed-form": ("edited in closed form", '<rect class="point" x="1.5" y="1.5" width="11" height="11"/>'),
@@ -84,7 +86,8 @@ def headline(comparison: Mapping[str, Any]) -> str:
         )
     if len(front) == 1:
         return f"Of {_counted(len(methods))}, {front[0]} erases {concept} best and keeps most."
-    return f"Of {_counted(len(methods))} that erase {concept}, none beats {_listed(front)} in both erasing and keeping."
+    both = f"both erasing {concept} and keeping the rest"
+    return f"Of {_counted(len(methods))}, none beats {_listed(front)} in {both}."
 
 
 def _counted(count: int) -> str:
@@ -129,6 +132,9 @@ def warnings(comparison: Mapping[str, Any]) -> Iterator[str]:
         yield f"{_plural(len(failures), 'run')} failed and {'is' if len(failures) == 1 else 'are'} missing: " + (
             f"{', '.join(failures)}."
         )
+    best = max((line["erased"]["mean"] for line in methods_of(comparison) if "erased" in line), default=1.0)
+    if best < WEAK:
+        yield f"No method erases more than {percent(best)} of {comparison['concept']}."
     if resumed := sum(row["resumed"] for row in comparison["rows"]):
         was, them = ("was", "it") if resumed == 1 else ("were", "them")
         yield f"{_plural(resumed, 'run')} {was} interrupted and gone on with; seconds and peak memory leave {them} out."

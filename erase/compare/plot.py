@@ -64,9 +64,10 @@ def percent_scale(title: str, values: Sequence[float]) -> Scale:
     """A scale in per cent that is stretched towards 100: −asinh(100 − v).
 
     Above 1 point from 100 it is nearly logarithmic in what is missing, so that 98 and 99.5 stand apart beside a method
-    at 20. It covers the values and one tick below them at least.
+    at 20. It covers the values, from 99 at most to 100 at least.
     """
-    low = max((tick for tick in PERCENT_TICKS if tick < min(values)), default=min(values))
+    lowest = min(*values, 99.0)
+    low = max((tick for tick in PERCENT_TICKS if tick <= lowest), default=lowest)
     high = min((tick for tick in PERCENT_TICKS if tick >= max(*values, 100.0)), default=max(values))
     ticks = sorted((tick for tick in PERCENT_TICKS if low <= tick <= high), key=lambda tick: abs(100 - tick))
     named = tuple((tick, f"{tick:g}") for tick in ticks)
@@ -74,7 +75,7 @@ def percent_scale(title: str, values: Sequence[float]) -> Scale:
 
 
 def seconds_scale(title: str, values: Sequence[float]) -> Scale:
-    """A logarithmic scale in seconds; 0 has a place of its own at the left end, one power of three below the others."""
+    """A logarithmic scale in seconds; 0 has a place of its own at the left end."""
     positive = [value for value in values if value > 0] or [1.0]
     low = max((tick for tick in SECOND_TICKS if tick <= min(positive)), default=min(positive))
     high = min((tick for tick in SECOND_TICKS if tick >= max(positive) and tick > low), default=10 * max(positive))

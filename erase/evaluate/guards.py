@@ -46,8 +46,9 @@ class GuardedPipeline:
     def __init__(self, pipe: Any, denoiser: nn.Module, name: str, words: str):
         self.pipe, self.denoiser, self.name, self.words = pipe, denoiser, name, words
 
-    def __call__(self, **call: Any) -> Any:
-        check_guidance(self.name, call["guidance_scale"], "the call")
+    def __call__(self, *, prompt: list[str], guidance_scale: float, **others: Any) -> Any:
+        check_guidance(self.name, guidance_scale, "the call")
+        call = {"prompt": prompt, "guidance_scale": guidance_scale} | others
         with GUARDS[self.name].drawing(self.pipe, self.denoiser, self.words, call) as guarded:
             return self.pipe(**guarded)
 
