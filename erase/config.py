@@ -116,8 +116,8 @@ class EraseConfig:
     """salun-soft: the quantile of |change| that is thresholded away at first; it falls to 0 over the run."""
 
     edit_tokens: Literal["all", "last"] = "all"
-    """uce, rece, speed: which tokens are paired: all that tell forget and anchor prompt apart and the text's end, or the
-    last of them alone."""
+    """uce, rece, speed: the tokens that are paired: all that tell forget and anchor prompt apart and the text's end, or
+    the last of them alone."""
     edit_regularization: float = 0.5
     """uce, rece, speed: lambda, the pull towards the weights as they were."""
     erase_weight: float = 1.0
