@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from .concepts import Concept
 from .models.base import Denoiser
-from .saliency import SaliencyMask
+from .saliency import SaliencyMask, Score
 
-EditMethod = Literal["uce", "rece", "speed"]
+EditMethod = Literal["recommended", "uce", "rece", "speed"]
 EditTokens = Literal["all", "last"]
 ENCODING_BATCH = 64
 
@@ -28,12 +28,12 @@ class EditSettings:
     """What a closed-form edit can be told."""
 
     method: EditMethod
-    """uce: one weighted least-squares edit. rece: the same, then again on what still brings the concept back. speed: an
-    edit inside the null space of what is preserved."""
+    """uce, recommended: one weighted least-squares edit (of all weights, or of those in the mask). rece: the same, then
+    again on what still brings the concept back. speed: an edit inside the null space of what is preserved."""
     erase_weight: float = 1.0
     """Weight e of the concept's tokens in the least squares, above 0."""
     preserve_weight: float = 1.0
-    """Weight p of each preserved token, at least 0 (uce, rece)."""
+    """Weight p of each preserved token, at least 0 (recommended, uce, rece)."""
     regularization: float = 0.5
     """λ, above 0: how much the weights are held where they are, in units of squared embedding norms."""
     rounds: int = 3
@@ -73,7 +73,7 @@ class EditTokenSet:
     """(T, i) tokens of the empty prompt, which guidance reads at every step."""
 
 
-def uce_map(
+def uce_system(
     concepts: Tensor,
     anchors: Tensor,
     preserve: Tensor,
@@ -81,17 +81,16 @@ def uce_map(
     erase_weight: float,
     preserve_weight: float,
     regularization: float,
-) -> Tensor:
-    """M = (λI + e·Σ a cᵀ + p·Σ p pᵀ)(λI + e·Σ c cᵀ + p·Σ p pᵀ)⁻¹, (i, i) in float64.
+) -> tuple[Tensor, Tensor]:
+    """G = λI + e·Σ c cᵀ + p·Σ p pᵀ and B = e·Σ (a − c) cᵀ, both (i, i) in float64: the edit Δ of W solves ΔG = W B.
 
-    UCE's new weight is W' = W M with the same M for every layer that reads these tokens. Shapes as in `uce_update`.
+    −2 W B is also the gradient of UCE's loss at Δ = 0. Both are the same for every layer that reads these tokens.
+    Shapes as in `uce_update`.
     """
     concepts, anchors, preserve = concepts.double(), anchors.double(), preserve.double()
-    kept = regularization * torch.eye(concepts.shape[1], dtype=torch.float64, device=concepts.device)
-    kept += preserve_weight * preserve.mT @ preserve
-    wanted = kept + erase_weight * anchors.mT @ concepts
-    present = kept + erase_weight * concepts.mT @ concepts
-    return torch.linalg.solve(present, wanted.mT).mT
+    gram = regularization * torch.eye(concepts.shape[1], dtype=torch.float64, device=concepts.device)
+    gram += preserve_weight * preserve.mT @ preserve + erase_weight * concepts.mT @ concepts
+    return gram, erase_weight * (anchors - concepts).mT @ concepts
 
 
 def uce_update(
@@ -103,13 +102,15 @@ def uce_update(
     erase_weight: float,
     preserve_weight: float,
     regularization: float,
+    chosen: Tensor | None = None,
 ) -> Tensor:
     """W' = (λW + e·Σ W a cᵀ + p·Σ W p pᵀ)(λI + e·Σ c cᵀ + p·Σ p pᵀ)⁻¹ (arXiv 2308.14761, eq. 7).
 
-    The minimum over W' of e·Σ‖W'c − Wa‖² + p·Σ‖W'p − Wp‖² + λ‖W' − W‖². weight: (o, i); concepts, anchors: (n, i);
-    preserve: (m, i), m may be 0. Returns (o, i) in the weight's dtype.
+    The minimum over W' of e·Σ‖W'c − Wa‖² + p·Σ‖W'p − Wp‖² + λ‖W' − W‖²; with `chosen`, (o, i) bool, the minimum over
+    the W' that equal W elsewhere. weight: (o, i); concepts, anchors: (n, i); preserve: (m, i), m may be 0. Returns
+    (o, i) in the weight's dtype.
     """
-    mapped = uce_map(
+    system = uce_system(
         concepts,
         anchors,
         preserve,
@@ -117,7 +118,38 @@ def uce_update(
         preserve_weight=preserve_weight,
         regularization=regularization,
     )
-    return (weight.double() @ mapped).to(weight.dtype)
+    return solved(weight, *system, chosen)
+
+
+def solved(weight: Tensor, gram: Tensor, pull: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """W + Δ with ΔG = W B, or with `chosen` the same for each row's chosen entries S alone: Δ_S G_SS = (W B)_S.
+
+    weight: (o, i); gram, pull: G and B of `uce_system`; chosen: (o, i) bool. Returns (o, i) in the weight's dtype; what
+    is not chosen keeps its bits.
+    """
+    wanted = weight.double() @ pull
+    if chosen is None:
+        return (weight.double() + torch.linalg.solve(gram, wanted.mT).mT).to(weight.dtype)
+    new = weight.clone()
+    for row, free in enumerate(chosen.to(weight.device)):
+        at = free.nonzero().flatten()
+        if len(at):
+            change = torch.linalg.solve(gram[at][:, at], wanted[row, at])
+            new[row, at] = (weight[row, at].double() + change).to(weight.dtype)
+    return new
+
+
+def edit_scores(weight: Tensor, concepts: Tensor, anchors: Tensor, score: Score = "gradient") -> Tensor:
+    """How much each entry of W (o, i) matters to Σ‖Wc − W_o a‖² at W_o: SalUn's saliency for the edit, float64.
+
+        gradient  |W_o Σ(a − c)cᵀ|      fisher  Σ|W_o (a − c)|·|c|ᵀ      snip  |W_o ⊙ W_o Σ(a − c)cᵀ|
+    """
+    weight, concepts = weight.double(), concepts.double()
+    pulled = weight @ (anchors.double() - concepts).mT
+    if score == "fisher":
+        return pulled.abs() @ concepts.abs()
+    gradient = pulled @ concepts
+    return (weight * gradient if score == "snip" else gradient).abs()
 
 
 def derive_concepts(base: Sequence[Tensor], edited: Sequence[Tensor], concepts: Tensor, *, mu: float) -> Tensor:
@@ -187,18 +219,28 @@ def edit(
 ) -> dict[str, Tensor]:
     """Edit the denoiser in place and return name → new weight of each edited parameter.
 
-    Each forget prompt's tokens are mapped to its anchor's; the retain prompts and the empty prompt stay. With a mask m,
-    W ← W + m⊙(W' − W). The text encoders must still be loaded. ValueError when the denoiser has no such layer, or when
-    the mask leaves none of its weights.
+    Each forget prompt's tokens are mapped to its anchor's; the retain prompts and the empty prompt stay. With a mask the
+    edit is the best one that leaves every other weight alone. The text encoders must still be loaded. ValueError when
+    the denoiser has no such layer, or when the mask leaves none of its weights.
     """
     weights = edited_weights(denoiser.module)
     chosen = None if mask is None else _chosen(mask, denoiser.module, weights)
     with torch.no_grad():
         tokens = edit_tokens(denoiser, concepts, settings.tokens)
-        edited = UPDATES[settings.method](list(weights.values()), tokens, settings)
-        for (name, weight), new in zip(weights.items(), edited, strict=True):
-            weight.copy_(new if chosen is None else torch.where(chosen[name].to(weight.device), new, weight))
+        edited = UPDATES[settings.method](list(weights.values()), tokens, settings, chosen)
+        for weight, new in zip(weights.values(), edited, strict=True):
+            weight.copy_(new)
     return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def edit_saliency(
+    denoiser: Denoiser, concepts: Sequence[Concept], which: EditTokens, score: Score
+) -> dict[str, Tensor]:
+    """Name → `edit_scores` of each weight that an edit may change; no picture is needed for them."""
+    tokens = edit_tokens(denoiser, concepts, which)
+    weights = edited_weights(denoiser.module)
+    return {n: edit_scores(w, tokens.concepts, tokens.anchors, score).float() for n, w in weights.items()}
 
 
 def edited_weights(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -215,10 +257,10 @@ def edited_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def _chosen(mask: SaliencyMask, module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _chosen(mask: SaliencyMask, module: nn.Module, weights: Mapping[str, Tensor]) -> list[Tensor]:
     mask.check(module)
-    chosen = {name: mask.tensors[name] for name in weights}
-    if not any(bool(part.any()) for part in chosen.values()):
+    chosen = [mask.tensors[name] for name in weights]
+    if not any(bool(part.any()) for part in chosen):
         raise ValueError(
             f"The mask selects no weight of the {len(weights)} layers that a closed-form method edits (such as "
             f"{next(iter(weights))}); build it with --scope cross-attention-kv, or edit without a mask."
@@ -226,8 +268,14 @@ def _chosen(mask: SaliencyMask, module: nn.Module, weights: Mapping[str, Tensor]
     return chosen
 
 
-def _uce(weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings) -> list[Tensor]:
-    mapped = uce_map(
+Chosen = Sequence[Tensor] | None
+"""For each weight, which of its entries may change; None for all."""
+
+
+def _uce(
+    weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings, chosen: Chosen = None
+) -> list[Tensor]:
+    gram, pull = uce_system(
         tokens.concepts,
         tokens.anchors,
         tokens.preserve,
@@ -235,27 +283,34 @@ def _uce(weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings
         preserve_weight=settings.preserve_weight,
         regularization=settings.regularization,
     )
-    return [(weight.double() @ mapped).to(weight.dtype) for weight in weights]
+    parts = chosen if chosen is not None else [None] * len(weights)
+    return [solved(weight, gram, pull, part) for weight, part in zip(weights, parts, strict=True)]
 
 
-def _rece(weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings) -> list[Tensor]:
+def _rece(
+    weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings, chosen: Chosen = None
+) -> list[Tensor]:
     """Rounds of: derive the c' that still bring the concept back, and edit the base again with them beside c.
 
     The published loop edits the last round's weights and maps c' alone, which lets go of c where everything else is
     preserved (docs/methods/rece.md has the figures).
     """
     base, erased = [weight.double() for weight in weights], tokens
-    edited = _uce(base, tokens, settings)
+    edited = _uce(base, tokens, settings, chosen)
     for _ in range(settings.rounds):
         derived = derive_concepts(base, edited, tokens.concepts, mu=settings.mu)
         concepts, anchors = torch.cat([erased.concepts, derived]), torch.cat([erased.anchors, tokens.anchors])
         erased = replace(erased, concepts=concepts, anchors=anchors)
-        edited = _uce(base, erased, settings)
+        edited = _uce(base, erased, settings, chosen)
     return [new.to(weight.dtype) for new, weight in zip(edited, weights)]
 
 
-def _speed(weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings) -> Iterator[Tensor]:
+def _speed(
+    weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings, chosen: Chosen = None
+) -> Iterator[Tensor]:
     """The null space is each layer's own: which preserved tokens matter depends on its weight."""
+    if chosen is not None:
+        raise ValueError("speed edits inside a null space, which an edit of some weights alone would leave; no mask.")
     for weight in weights:
         filtered = prior_filter(weight, tokens.concepts, tokens.anchors, tokens.preserve)
         basis = null_space(filtered, tokens.empty, settings.null_threshold)
@@ -269,7 +324,7 @@ def _speed(weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettin
         )
 
 
-UPDATES: dict[str, Callable[..., Any]] = {"uce": _uce, "rece": _rece, "speed": _speed}
+UPDATES: dict[str, Callable[..., Any]] = {"recommended": _uce, "uce": _uce, "rece": _rece, "speed": _speed}
 
 
 def edit_tokens(denoiser: Denoiser, concepts: Sequence[Concept], which: EditTokens) -> EditTokenSet:

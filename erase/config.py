@@ -25,8 +25,9 @@ CONFIGS_DIR = next(
 
 
 MethodName = Literal[
-    "salun", "salun-soft", "random-label", "gradient-ascent", "esd-x", "esd-x-strict", "esd-u", "concept-ablation",
-    "forget-me-not", "erasediff", "leco", "uce", "rece", "speed", "recommended", "negative-prompt", "sld", "safree",
+    "salun", "salun-soft", "salun-anchored", "random-label", "gradient-ascent", "esd-x", "esd-x-strict", "esd-u",
+    "concept-ablation", "forget-me-not", "erasediff", "leco", "recommended", "uce", "rece", "speed", "negative-prompt",
+    "sld", "safree",
 ]  # fmt: skip
 """Spelled out because a type checker and a parser of flags both read it; the keys of `METHODS`."""
 
@@ -73,16 +74,17 @@ class EraseConfig:
 
     method: MethodName = "salun"
     """How it is erased; each has a page in docs/methods and its published settings in configs/methods. Trained:
-    recommended, salun, salun-soft, random-label, gradient-ascent, esd-x, esd-x-strict, esd-u, concept-ablation,
-    forget-me-not, erasediff, leco. Edited in closed form, in seconds: uce, rece, speed. The others change no weight:
-    see `erase evaluate --guard`."""
+    salun, salun-soft, salun-anchored, random-label, gradient-ascent, esd-x, esd-x-strict, esd-u, concept-ablation,
+    forget-me-not, erasediff, leco. Edited in closed form, in seconds: recommended, uce, rece, speed. The others change
+    no weight: see `erase evaluate --guard`."""
     scope: Scope = "full"
     """Which weights may change: all of the denoiser's, some of its layers', or the text encoder's. A mask chooses among
     these, and density is a share of them."""
     mask: str = "salient"
-    """salient (gradients of the forgetting loss), random (equal density, the control), none, or a mask file."""
+    """salient (gradients of the forgetting loss; of a closed form's own, where the method is one), random (equal density,
+    the control), none, or a mask file."""
     density: float = 0.5
-    """Share of the weights in scope that the mask lets change, in (0, 1]."""
+    """Share of the weights in scope (of a closed form: of those it edits) that the mask lets change, in (0, 1]."""
     mask_score: Literal["gradient", "fisher", "snip"] = "gradient"
     """Saliency of a weight: |sum of gradients|, sum of |gradient| per batch, or |weight x sum of gradients|."""
     mask_guidance_scale: float = 7.5
@@ -116,14 +118,14 @@ class EraseConfig:
     """salun-soft: the quantile of |change| that is thresholded away at first; it falls to 0 over the run."""
 
     edit_tokens: Literal["all", "last"] = "all"
-    """uce, rece, speed: the tokens that are paired: all that tell forget and anchor prompt apart and the text's end, or
-    the last of them alone."""
+    """Closed forms: the tokens that are paired: all that tell forget and anchor prompt apart and the text's end, or the
+    last of them alone."""
     edit_regularization: float = 0.5
-    """uce, rece, speed: lambda, the pull towards the weights as they were."""
+    """Closed forms: lambda, the pull towards the weights as they were."""
     erase_weight: float = 1.0
-    """uce, rece, speed: weight of the concept's tokens."""
+    """Closed forms: weight of the concept's tokens."""
     preserve_weight: float = 1.0
-    """uce, rece: weight of the retained tokens."""
+    """recommended, uce, rece: weight of the retained tokens."""
     edit_rounds: int = 3
     """rece: rounds after the first edit."""
     edit_mu: float = 0.1

@@ -83,7 +83,7 @@ def build_training_data(
     trained, from_pictures = method.kind == "trained", config.forget_x == "pictures"
     from_concept = trained and config.anchor_image_fraction < 1
     concept = concept_paths = anchor = retained = None
-    if config.mask == "salient" or (from_concept and from_pictures):
+    if trained and (config.mask == "salient" or (from_concept and from_pictures)):
         x = make.pictures("concept", forget, config.num_concept_images, config.concept_data_dir)
         concept = make.named(x, forget, anchors)
     if from_concept and not from_pictures:

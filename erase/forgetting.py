@@ -1,6 +1,6 @@
 """Which weights carry a concept: SalUn's forgetting loss on its pictures, and the masks to compare it with."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -8,8 +8,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .closed_form import edit_saliency, edited_weights
+from .concepts import Concept
 from .config import EraseConfig
 from .data import TrainingData
+from .methods import METHODS
 from .models.base import Denoiser
 from .objectives import forgetting_loss, guided
 from .saliency import SaliencyMask, saliency_scores
@@ -45,7 +48,12 @@ def forgetting_losses(
 
 
 def build_mask(
-    denoiser: Denoiser, data: TrainingData, config: EraseConfig, base_hash: str, accelerator: Accelerator
+    denoiser: Denoiser,
+    data: TrainingData,
+    concepts: Sequence[Concept],
+    config: EraseConfig,
+    base_hash: str,
+    accelerator: Accelerator,
 ) -> SaliencyMask:
     """The mask that `config.mask` names, within `config.scope`; `none` lets every weight in scope change."""
     metadata = {
@@ -55,7 +63,7 @@ def build_mask(
         "score": config.mask_score,
         "seed": str(config.seed),
     }
-    scope = SCOPES[config.scope]
+    scope = scope_of(denoiser, config)
     if config.mask == "none":
         mask = SaliencyMask.full(denoiser.module, scope)
         return SaliencyMask(mask.tensors, metadata | mask.metadata)
@@ -69,11 +77,21 @@ def build_mask(
             shape_of, density=config.density, scope=scope, metadata=metadata | {"score": "random"}
         )
         return SaliencyMask.random(like, config.seed)
-    losses = forgetting_losses(denoiser, data, config, accelerator)
-    within = {name for name, _ in denoiser.module.named_parameters() if scope(name)}
-    scores = saliency_scores(denoiser.module, losses, config.mask_score, within, reduce=summed_over(accelerator))
+    if METHODS[config.method].kind == "closed-form":
+        scores = edit_saliency(denoiser, concepts, config.edit_tokens, config.mask_score)
+    else:
+        losses = forgetting_losses(denoiser, data, config, accelerator)
+        within = {name for name, _ in denoiser.module.named_parameters() if scope(name)}
+        scores = saliency_scores(denoiser.module, losses, config.mask_score, within, reduce=summed_over(accelerator))
     chosen = SaliencyMask.from_scores(scores, density=config.density, metadata=metadata)
     return chosen.covering(denoiser.module)
+
+
+def scope_of(denoiser: Denoiser, config: EraseConfig) -> Callable[[str], bool]:
+    """Which parameters may change: those in `config.scope`, and of a closed form only the ones that it edits."""
+    if METHODS[config.method].kind == "closed-form":
+        return edited_weights(denoiser.module).__contains__
+    return SCOPES[config.scope]
 
 
 def summed_over(accelerator: Accelerator) -> Callable[[Tensor], object] | None:

@@ -29,14 +29,18 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "recommended": Method(
-        kind="trained", source="2310.12508, changed",
-        summary="SalUn with the frozen base as teacher and most forget rows from the anchor's pictures",
+        kind="closed-form", source="2310.12508, in closed form",
+        summary="SalUn's salient weights and mismatched prompts, solved in closed form",
     ),
     "salun": Method(
         kind="trained", source="2310.12508", summary="mismatched prompts, on the salient weights alone"
     ),
     "salun-soft": Method(
         kind="trained", source="2310.12508", summary="mismatched prompts; small changes are thresholded away"
+    ),
+    "salun-anchored": Method(
+        kind="trained", source="2310.12508, changed",
+        summary="SalUn with the frozen base as teacher and most forget rows from the anchor's pictures",
     ),
     "random-label": Method(
         kind="trained", source="2310.12508", summary="mismatched prompts on all weights: SalUn without its mask"
@@ -106,6 +110,11 @@ def check_method(name: str, scope: str, lora_rank: int, mask: str) -> None:
             f"{name} edits the cross-attention's keys and values (in a transformer with joint attention, the layer "
             f"that takes the text in) and nothing else: leave out --scope and --lora_rank; got scope {scope!r}, "
             f"lora_rank {lora_rank}. Trained methods, such as salun, take any scope."
+        )
+    if name == "speed" and mask != "none":
+        raise ValueError(
+            f"speed edits inside the null space of what is retained, which an edit of some weights alone would leave; "
+            f"got mask {mask!r}. Use --mask none; recommended, uce and rece take masks."
         )
     if method.objective == "attention" and scope == "self-attention":
         raise ValueError(

@@ -151,7 +151,7 @@ class Run:
         if self.checkpoint is not None and path.exists():
             mask = SaliencyMask.load(path)
         else:
-            mask = build_mask(denoiser, data, self.config, self.base_hash, self.accelerator)
+            mask = build_mask(denoiser, data, self.concepts, self.config, self.base_hash, self.accelerator)
         mask.check(denoiser.module, self.base_hash)
         if self.accelerator.is_main_process:
             mask.save(path)

@@ -33,6 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--concepts", nargs="+", default=CONCEPTS)
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/canvas_tune"))
     parser.add_argument("--log", type=Path, default=Path("docs/canvas_tuning.jsonl"))
+    parser.add_argument("--protocol", default="canvas")
     parser.add_argument("--num_target_images", type=int, default=120)
     parser.add_argument("--num_retain_images", type=int, default=200)
     return parser.parse_args()
@@ -51,6 +52,7 @@ def try_setting(concept: str, changes: dict[str, Any], args: argparse.Namespace)
         folder,
         config.data_cache_dir,
         Accelerator(mixed_precision=native_precision()),
+        args.protocol,
         num_target_images=args.num_target_images,
         num_retain_images=args.num_retain_images,
         first_seed=FIRST_SEED,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,6 +21,8 @@ from erase.closed_form import (
     EditSettings,
     derive_concepts,
     edit,
+    edit_saliency,
+    edit_scores,
     edit_tokens,
     edited_weights,
     null_space,
@@ -30,7 +32,7 @@ from erase.closed_form import (
     uce_update,
 )
 from erase.models import Denoiser
-from erase.saliency import SaliencyMask
+from erase.saliency import SaliencyMask, Score
 from tiny import each_family
 
 TinyFolder = Callable[[str], Path]
@@ -91,6 +93,31 @@ def test_uce_is_the_minimum_of_its_least_squares() -> None:
     new = uce_update(w, c, a, p, erase_weight=0.7, preserve_weight=1.3, regularization=0.5).requires_grad_()
     (gradient,) = torch.autograd.grad(loss(new), new)
     assert gradient.abs().max() < 1e-10 < torch.autograd.grad(loss(w.requires_grad_()), w)[0].abs().max()
+
+
+def test_a_masked_edit_is_the_minimum_over_its_weights() -> None:
+    w, c, a, p = problem()
+    chosen = normal(OUT, WIDTH, seed=9) > 0
+    chosen[0], chosen[1] = False, True
+    new = uce_update(w, c, a, p, erase_weight=0.7, preserve_weight=1.3, regularization=0.5, chosen=chosen)
+    assert torch.equal(new[~chosen], w[~chosen])
+    free = new.clone().requires_grad_()
+    erased, kept = (c @ free.T - a @ w.T).square().sum(), (p @ (free - w).T).square().sum()
+    (gradient,) = torch.autograd.grad(0.7 * erased + 1.3 * kept + 0.5 * (free - w).square().sum(), free)
+    assert gradient[chosen].abs().max() < 1e-10 < gradient[~chosen].abs().max()
+    np.testing.assert_allclose(new[1].numpy(), naive_uce(w, c, a, p, 0.7, 1.3, 0.5)[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("score", get_args(Score))
+def test_scores_of_an_edit_equal_sums_over_single_tokens(score: Score) -> None:
+    w, c, a, _ = problem()
+    gradients = [np.outer(w.numpy() @ (y - x), x) for x, y in zip(c.numpy(), a.numpy())]
+    expected = {
+        "gradient": np.abs(sum(gradients)),
+        "fisher": sum(map(np.abs, gradients)),
+        "snip": np.abs(w.numpy() * sum(gradients)),
+    }[score]
+    np.testing.assert_allclose(edit_scores(w, c, a, score).numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_small_lambda_maps_concepts_to_anchors_and_keeps_the_preserved() -> None:
@@ -160,6 +187,7 @@ def test_null_space_is_where_preserved_tokens_have_next_to_no_energy() -> None:
     basis = null_space(p, normal(0, WIDTH), threshold=0.1)
     torch.testing.assert_close(basis.T @ basis, torch.eye(5, dtype=torch.float64))
     assert (p @ basis).square().sum(0).max() < 0.1 * p.square().sum() / WIDTH
+    assert null_space(1e3 * p, normal(0, WIDTH), threshold=0.1).shape == basis.shape  # a share, not a squared length
     assert null_space(p, normal(0, WIDTH), threshold=1e3).shape == (WIDTH, WIDTH)
 
 
@@ -236,7 +264,7 @@ def originals(denoiser: Denoiser) -> dict[str, Tensor]:
 
 
 @each_family
-@pytest.mark.parametrize("method", ["uce", "rece", "speed"])
+@pytest.mark.parametrize("method", ["recommended", "uce", "rece", "speed"])
 def test_only_the_layers_that_read_the_text_change(tiny: TinyFolder, family: str, method: EditMethod) -> None:
     denoiser = load_denoiser(str(tiny(family)))
     if method == "speed":
@@ -362,14 +390,27 @@ def test_rece_edits_away_what_uce_leaves_open(tiny: TinyFolder) -> None:
 
 def test_a_mask_bounds_the_edit(tiny: TinyFolder) -> None:
     folder = str(tiny("sd1"))
-    whole = edit(load_denoiser(folder), [TINY], EditSettings(method="uce"))
-    denoiser = load_denoiser(folder)
-    before = originals(denoiser)
+    before = originals(load_denoiser(folder))
     mask = SaliencyMask.from_scores({n: torch.rand_like(w) for n, w in before.items()}, density=0.3)
-    masked = edit(denoiser, [TINY], EditSettings(method="uce"), mask)
-    for name, weight in masked.items():
-        assert torch.equal(weight, torch.where(mask.tensors[name], whole[name], before[name]))
-        assert torch.equal(dict(denoiser.module.named_parameters())[name], weight)
+    for method in ("recommended", "uce", "rece"):
+        denoiser = load_denoiser(folder)
+        masked = edit(denoiser, [TINY], EditSettings(method=method), mask)
+        for name, weight in denoiser.module.named_parameters():
+            assert torch.equal(weight[~mask.tensors[name]], before[name][~mask.tensors[name]]), name
+            assert (name in masked) == (not torch.equal(weight, before[name])), name
+
+
+def test_saliency_is_the_gradient_of_the_edits_forgetting_loss(tiny: TinyFolder) -> None:
+    denoiser = load_denoiser(str(tiny("sd1")))
+    with torch.no_grad():
+        tokens = edit_tokens(denoiser, [TINY], "all")
+    found = edit_saliency(denoiser, [TINY], "all", "gradient")
+    assert found.keys() == edited_weights(denoiser.module).keys()
+    for name, weight in edited_weights(denoiser.module).items():
+        w = weight.detach().double().requires_grad_()
+        loss = (tokens.concepts @ w.T - tokens.anchors @ w.detach().T).square().sum()
+        (gradient,) = torch.autograd.grad(loss, w)
+        torch.testing.assert_close(2 * found[name], gradient.abs().float(), rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_stays_half(tiny: TinyFolder) -> None:

@@ -126,15 +126,21 @@ def test_scope_by_mask(scope: str, mask: str, config: Callable[..., EraseConfig]
     assert np.array_equal(draw(out), draw(tiny("sd1"), out / PATCH_FILE))
 
 
+@pytest.mark.parametrize("mask", ["salient", "random"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_closed_forms_touch_nothing_but_keys_and_values_and_obey_a_mask(
-    config: Callable[..., EraseConfig], tiny: TinyFolder
+    family: str, mask: str, config: Callable[..., EraseConfig], tiny: TinyFolder
 ) -> None:
-    out = erase(config("uce", mask="salient", scope="cross-attention-kv", density=0.5))
-    places = moved(tiny("sd1"), out)
-    edited = edited_weights(load_denoiser(str(tiny("sd1"))).module)
-    assert {name for name, place in places.items() if place.any()} <= edited.keys()
+    out = erase(config("recommended", family, mask=mask, density=0.5))
+    places = moved(tiny(family), out, "transformer" if family == "sd3" else "unet")
+    edited = edited_weights(load_denoiser(str(tiny(family))).module)
     chosen = SaliencyMask.load(out / MASK_FILE).tensors
-    assert 0 < sum(int(place.sum()) for place in places.values()) <= sum(int(chosen[name].sum()) for name in edited)
+    count = sum(int(chosen[name].sum()) for name in edited)
+    assert count == round(0.5 * sum(weight.numel() for weight in edited.values()))
+    assert count == SaliencyMask.load(out / MASK_FILE).count
+    assert 0 < sum(int(place.sum()) for place in places.values()) <= count
+    assert not any(bool((place & ~chosen[name]).any()) for name, place in places.items() if name in chosen)
+    assert not list((out / "..").resolve().glob("cache/latents*")), "pictures were made that nothing reads"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +150,7 @@ def test_closed_forms_touch_nothing_but_keys_and_values_and_obey_a_mask(
         ("leco", {}),
         ("erasediff", {}),
         ("forget-me-not", {"scope": "text-encoder"}),
-        ("recommended", {"forget_x": "trajectories", "balance": "project"}),
+        ("salun-anchored", {"forget_x": "trajectories", "balance": "project"}),
     ],
 )
 def test_interrupted_run_ends_bit_equal(
@@ -213,6 +219,7 @@ def test_fewer_points_are_a_choice_by_seed_alone(tiny: TinyFolder) -> None:
         ("sld", {}, "--guard sld-medium"),
         ("uce", {"scope": "self-attention"}, "leave out --scope"),
         ("rece", {"lora_rank": 4}, "lora_rank 4"),
+        ("speed", {"mask": "salient"}, "null space"),
         ("leco", {"mask": "salient"}, "--mask none"),
         ("salun-soft", {"lora_rank": 2, "mask": "none"}, "takes no --lora_rank"),
         ("forget-me-not", {"scope": "self-attention"}, "--scope cross-attention"),
@@ -220,7 +227,7 @@ def test_fewer_points_are_a_choice_by_seed_alone(tiny: TinyFolder) -> None:
         ("gradient-ascent", {"forget_x": "trajectories"}, "--forget_x pictures"),
         ("salun", {"balance": "project", "alpha": 0.0}, "retains nothing"),
         ("salun", {"alpha": -1.0}, "alpha"),
-        ("recommended", {"num_anchor_images": 0}, "num_anchor_images"),
+        ("salun-anchored", {"num_anchor_images": 0}, "num_anchor_images"),
         ("esd", {}, "method must be one of"),
     ],
 )

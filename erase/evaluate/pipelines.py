@@ -171,6 +171,9 @@ def open_pipeline(
     set_scheduler(pipe, scheduler)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
+    for convolutional in (getattr(pipe, "unet", None), getattr(pipe, "vae", None)):
+        if convolutional is not None:
+            convolutional.to(memory_format=torch.channels_last)
     if source.guard and source.guard_concept:
         return GuardedPipeline(pipe, denoiser_of(pipe)[1], source.guard, source.guard_concept)
     return pipe

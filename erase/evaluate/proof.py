@@ -24,13 +24,14 @@ def canvas_evaluation(
     folder: Path,
     cache: Path,
     accelerator: Accelerator,
+    protocol: str = CANVAS,
     **changes: int,
 ) -> Evaluation:
-    """The canvas's protocol for these concepts and models; `changes` are fields of the protocol."""
-    protocol = replace(load_protocol("canvas")[0], **changes)
+    """A protocol on the canvas for these concepts and models; `changes` are fields of the protocol."""
+    made = replace(load_protocol(protocol)[0], **changes)
     return Evaluation(
-        protocol=protocol,
-        rows=protocol_rows(protocol, concepts=concepts),
+        protocol=made,
+        rows=protocol_rows(made, concepts=concepts),
         metrics=[CanvasMetric()],
         models={name: ModelSource(pretrained_model_name_or_path=str(path)) for name, path in models.items()},
         folder=folder,

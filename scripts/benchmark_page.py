@@ -1,0 +1,194 @@
+"""Rows of docs/benchmark.json → docs/benchmark.md and its plot; called by scripts/benchmark.py."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from erase import load_concepts
+from erase.compare.pareto import pareto_front
+from erase.compare.plot import Point, percent_scale, plot
+from erase.compare.rows import average_gap
+from erase.config import CANVAS
+from erase.methods import METHODS
+
+Row = dict[str, Any]
+BASE, GOLD = "base", "gold"
+HEAD = """# The benchmark: every method on the canvas
+
+Made by `python scripts/benchmark.py`; every row is in [benchmark.json](benchmark.json). One setting per method for all
+concepts (`configs/canvas/`), none tuned on a concept of this page: trained methods on butterfly and watercolor with
+three settings each ([method_tuning.jsonl](method_tuning.jsonl)), closed forms on the same two
+([method_tuning_closed_form.jsonl](method_tuning_closed_form.jsonl)), `salun-anchored` with more
+([canvas_tuning.jsonl](canvas_tuning.jsonl)).
+
+Rates in %, mean ± sd over concepts and seeds; IRA and CRA of the base's own, FD over the base's own (1 is what other
+seeds alone make). `kept` is the lesser of IRA and CRA. Front: on how many concepts no other method erases and keeps at
+least as much. Seconds on one core: mask and training, or the edit, without the pictures to train on. The gap is the mean
+absolute difference to the model retrained without the concept, in UA coherent, IRA and CRA (points) and in FD (floors).
+A closed form and a guard have nothing random, so their spread is the concepts' alone. Protocol:
+[canvas-quick](evaluation.md#the-canvas), 60 target and 100 or 114 retained pictures a run."""
+TAIL = """Not in the table: the bundled model's words are one token each and its prompts name every class; a method that
+edits what words do ([recommended](methods/recommended.md), [uce](methods/uce.md), [rece](methods/rece.md),
+[speed](methods/speed.md)) has it easy here. On Stable Diffusion's nudity, which is asked for in many words, UCE is
+published with 22 % of the prompts left without an attack and 80 % with one, SalUn with 1 % and 11 %
+([evaluation.md](evaluation.md))."""
+
+
+def kind_of(concept: str) -> str:
+    return load_concepts([concept], model=CANVAS)[0].type
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """The page docs/benchmark.md."""
+    parts = [HEAD, "![Erased against kept](images/benchmark.svg)"]
+    kinds = {concept: kind_of(concept) for concept in dict.fromkeys(row["concept"] for row in rows)}
+    for title, kind in (("Objects", "object"), ("Styles", "style")):
+        chosen = [row for row in rows if kinds[row["concept"]] == kind]
+        if chosen:
+            parts.append(f"## {title}\n\n{counted(chosen)}\n\n{main_table(chosen)}")
+    parts += ["## What it does not show", TAIL, "## Neighbours", NEIGHBOURS, neighbour_table(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def counted(rows: Sequence[Row]) -> str:
+    """Which concepts, and how many rows a method has at most."""
+    names = ", ".join(dict.fromkeys(row["concept"] for row in rows))
+    seeds = {row["seed"] for row in rows}
+    return f"{names}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''}. n: runs."
+
+
+def over_base(row: Row, base: Row) -> dict[str, float]:
+    """UA coherent in %, IRA and CRA in % of base, FD over the floor of its own protocol."""
+    return {
+        "ua_coherent": 100 * row["ua_coherent"],
+        "ira": 100 * row["ira"] / base["ira"],
+        "cra": 100 * row["cra"] / base["cra"],
+        "fd": row["fd_canvas"] / row.get("fd_floor", base["fd_canvas"]),
+    }
+
+
+def bases_of(rows: Sequence[Row]) -> dict[str, Row]:
+    return {row["concept"]: row for row in rows if row["method"] == BASE}
+
+
+def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of concepts whose base was measured."""
+    base, groups = bases_of(rows), defaultdict(list)
+    for row in rows:
+        if row["concept"] in base:
+            groups[row["method"]].append(row)
+    return groups
+
+
+COLUMNS = ("method", "UA coherent ↑", "IRA ↑", "CRA ↑", "FD ↓", "front ↑", "gap to gold ↓", "seconds", "peak GB", "n")
+
+
+def main_table(rows: Sequence[Row]) -> str:
+    """Base and gold first, then by the lesser of erased and kept."""
+    base, groups, fronts = bases_of(rows), by_method(rows), on_fronts(rows)
+    score = {method: min(point_of(group, base)) for method, group in groups.items()}
+    names = sorted(groups, key=lambda method: (method not in (BASE, GOLD), method == GOLD, -score[method]))
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for method in names:
+        values = [over_base(row, base[row["concept"]]) for row in groups[method]]
+        digits = {"ua_coherent": 1, "ira": 1, "cra": 1, "fd": 2}
+        cells = [spread([value[key] for value in values], places) for key, places in digits.items()]
+        cells += [fronts.get(method, "–"), gap_to_gold(method, groups, base)]
+        cells += [mean_cost(groups[method], "seconds", 1, 1), mean_cost(groups[method], "peak_bytes", 1e9, 2)]
+        lines.append(f"| {method} | {' | '.join(cells)} | {len(values)} |")
+    return "\n".join(lines)
+
+
+def gap_to_gold(method: str, groups: dict[str, list[Row]], base: dict[str, Row]) -> str:
+    """Mean over the concepts that have a gold model."""
+    gaps = []
+    for gold in groups.get(GOLD, ()) if method not in (BASE, GOLD) else ():
+        floor = base[gold["concept"]]["fd_canvas"]
+        scaled = gold | {"fd_canvas": floor * over_base(gold, base[gold["concept"]])["fd"]}
+        of_concept = [row for row in groups[method] if row["concept"] == gold["concept"]]
+        gaps += [average_gap(of_concept, scaled, floor)] if of_concept else []
+    return f"{fmean(gaps):.1f}" if gaps else "–"
+
+
+def point_of(rows: Sequence[Row], base: dict[str, Row]) -> tuple[float, float]:
+    """(UA coherent, the lesser of IRA and CRA of base), means over the rows, in %."""
+    values = [over_base(row, base[row["concept"]]) for row in rows]
+    return fmean(v["ua_coherent"] for v in values), fmean(min(v["ira"], v["cra"]) for v in values)
+
+
+def on_fronts(rows: Sequence[Row]) -> dict[str, str]:
+    """Method → on how many concepts' fronts it lies, of how many."""
+    base, counts = bases_of(rows), defaultdict(list)
+    for concept in base:
+        groups = by_method([row for row in rows if row["concept"] == concept and row["method"] not in (GOLD,)])
+        points = {method: point_of(group, base) for method, group in groups.items() if method != BASE}
+        for method, flag in zip(points, pareto_front(list(points.values()))):
+            counts[method].append(flag)
+    return {method: f"{sum(flags)} of {len(flags)}" for method, flags in counts.items()}
+
+
+def mean_cost(rows: Sequence[Row], key: str, unit: float, digits: int) -> str:
+    values = [row[key] / unit for row in rows if row.get(key) is not None]
+    return f"{fmean(values):.{digits}f}" if values else "–"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    sd = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{sd}"
+
+
+NEIGHBOURS = """What happens to the others of the erased one's kind: the anchor, which it turns into, and the one that
+lost most. Share of their retained pictures that still show them, in %, mean over seeds."""
+
+
+def neighbour_table(rows: Sequence[Row]) -> str:
+    lines = ["| erased | method | anchor | lost most |", "|---|---|---|---|"]
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.get("per_class"):
+            groups[row["concept"], row["method"]].append(row)
+    for (concept, method), group in groups.items():
+        rates = {name: fmean(row["per_class"][name] for row in group) for name in group[0]["per_class"]}
+        anchor = anchor_of(concept, list(rates))
+        worst = min(rates, key=rates.__getitem__)
+        shown = [f"{name} {100 * rates[name]:.0f}" for name in (anchor, worst)]
+        lines.append(f"| {concept} | {method} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def anchor_of(concept: str, classes: Sequence[str]) -> str:
+    """The class that the concept's anchor prompts name."""
+    prompt = load_concepts([concept], model=CANVAS)[0].anchor[0]
+    return max((name for name in classes if name in prompt), key=len)
+
+
+CSS = """svg { background: #fdfcfa; font-family: system-ui, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }
+text { font-size: 12.5px; fill: #5f626a; } .tick { font-size: 11.5px; } line.tick { stroke: #e2ded7; }
+.frame { fill: none; stroke: #e2ded7; } .front { fill: none; stroke: #1f5f8b; stroke-width: 1.5; stroke-dasharray: 5 4; }
+.whisker { stroke: #a5a9b3; stroke-width: 1.25; } .leader { stroke: #a5a9b3; stroke-width: 0.75; }
+.point { fill: #fdfcfa; stroke: #5f626a; stroke-width: 1.75; } .point.on-front { fill: #1f5f8b; stroke: #1f5f8b; }
+.name { paint-order: stroke; stroke: #fdfcfa; stroke-width: 3px; } .name.on-front { fill: #1c1e23; font-weight: 600; }"""
+
+
+def as_svg(rows: Sequence[Row]) -> str:
+    """Erased against kept, a point a method, over all concepts: docs/images/benchmark.svg."""
+    base, groups = bases_of(rows), by_method(rows)
+    means = {method: point_of(group, base) for method, group in groups.items() if method != BASE}
+    names = [method for method in means if method != GOLD]
+    front = dict(zip(names, pareto_front([means[name] for name in names])))
+    points = [
+        Point(label=method, kind=kind_in_plot(method), x=kept, y=erased, on_front=front.get(method, False))
+        for method, (erased, kept) in means.items()
+    ]
+    x = percent_scale("kept: lesser of IRA and CRA, % of the base's →", [p.x for p in points])
+    y = percent_scale("↑ erased: UA coherent, %   ○ trained  □ edited in closed form  ◇ guard", [p.y for p in points])
+    drawn = plot(points, x, y, "Erased against kept", front=True, height=440)
+    found = re.search(r"<svg.*?</svg>", drawn, re.DOTALL)
+    assert found is not None
+    return found[0].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f"><style>{CSS}</style>", 1)
+
+
+def kind_in_plot(method: str) -> str:
+    return METHODS[method].kind if method in METHODS else "trained"
