@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .concepts import Concept
 from .models.base import Denoiser
-from .saliency import SaliencyMask, Score
+from .saliency import SaliencyMask
 
 EditMethod = Literal["recommended", "uce", "rece", "speed"]
 EditTokens = Literal["all", "last"]
@@ -139,19 +139,6 @@ def solved(weight: Tensor, gram: Tensor, pull: Tensor, chosen: Tensor | None = N
     return new
 
 
-def edit_scores(weight: Tensor, concepts: Tensor, anchors: Tensor, score: Score = "gradient") -> Tensor:
-    """How much each entry of W (o, i) matters to Σ‖Wc − W_o a‖² at W_o: SalUn's saliency for the edit, float64.
-
-        gradient  |W_o Σ(a − c)cᵀ|      fisher  Σ|W_o (a − c)|·|c|ᵀ      snip  |W_o ⊙ W_o Σ(a − c)cᵀ|
-    """
-    weight, concepts = weight.double(), concepts.double()
-    pulled = weight @ (anchors.double() - concepts).mT
-    if score == "fisher":
-        return pulled.abs() @ concepts.abs()
-    gradient = pulled @ concepts
-    return (weight * gradient if score == "snip" else gradient).abs()
-
-
 def derive_concepts(base: Sequence[Tensor], edited: Sequence[Tensor], concepts: Tensor, *, mu: float) -> Tensor:
     """c' = (μI + Σ_l W'_lᵀW'_l)⁻¹(Σ_l W'_lᵀW_l) c: what makes the edited layers answer as the base's did to c.
 
@@ -219,9 +206,9 @@ def edit(
 ) -> dict[str, Tensor]:
     """Edit the denoiser in place and return name → new weight of each edited parameter.
 
-    Each forget prompt's tokens are mapped to its anchor's; the retain prompts and the empty prompt stay. With a mask the
-    edit is the best one that leaves every other weight alone. The text encoders must still be loaded. ValueError when
-    the denoiser has no such layer, or when the mask leaves none of its weights.
+    Each forget prompt's tokens are mapped to its anchor's; the retain prompts and the empty prompt stay. With a mask
+    the edit is the best one that leaves every other weight alone. The text encoders must still be loaded. ValueError
+    when the denoiser has no such layer, or when the mask leaves none of its weights.
     """
     weights = edited_weights(denoiser.module)
     chosen = None if mask is None else _chosen(mask, denoiser.module, weights)
@@ -231,16 +218,6 @@ def edit(
         for weight, new in zip(weights.values(), edited, strict=True):
             weight.copy_(new)
     return {name: weight.detach().clone() for name, weight in weights.items()}
-
-
-@torch.no_grad()
-def edit_saliency(
-    denoiser: Denoiser, concepts: Sequence[Concept], which: EditTokens, score: Score
-) -> dict[str, Tensor]:
-    """Name → `edit_scores` of each weight that an edit may change; no picture is needed for them."""
-    tokens = edit_tokens(denoiser, concepts, which)
-    weights = edited_weights(denoiser.module)
-    return {n: edit_scores(w, tokens.concepts, tokens.anchors, score).float() for n, w in weights.items()}
 
 
 def edited_weights(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -272,10 +249,9 @@ Chosen = Sequence[Tensor] | None
 """For each weight, which of its entries may change; None for all."""
 
 
-def _uce(
-    weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings, chosen: Chosen = None
-) -> list[Tensor]:
-    gram, pull = uce_system(
+def system_of(tokens: EditTokenSet, settings: EditSettings) -> tuple[Tensor, Tensor]:
+    """`uce_system` of an edit's tokens, weighted as its settings say."""
+    return uce_system(
         tokens.concepts,
         tokens.anchors,
         tokens.preserve,
@@ -283,6 +259,12 @@ def _uce(
         preserve_weight=settings.preserve_weight,
         regularization=settings.regularization,
     )
+
+
+def _uce(
+    weights: Sequence[Tensor], tokens: EditTokenSet, settings: EditSettings, chosen: Chosen = None
+) -> list[Tensor]:
+    gram, pull = system_of(tokens, settings)
     parts = chosen if chosen is not None else [None] * len(weights)
     return [solved(weight, gram, pull, part) for weight, part in zip(weights, parts, strict=True)]
 

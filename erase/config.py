@@ -81,12 +81,13 @@ class EraseConfig:
     """Which weights may change: all of the denoiser's, some of its layers', or the text encoder's. A mask chooses among
     these, and density is a share of them."""
     mask: str = "salient"
-    """salient (gradients of the forgetting loss; of a closed form's own, where the method is one), random (equal density,
-    the control), none, or a mask file."""
+    """salient (gradients of the forgetting loss; of a closed form's own, where the method is one), random (equal
+    density, the control), none, or a mask file."""
     density: float = 0.5
     """Share of the weights in scope (of a closed form: of those it edits) that the mask lets change, in (0, 1]."""
-    mask_score: Literal["gradient", "fisher", "snip"] = "gradient"
-    """Saliency of a weight: |sum of gradients|, sum of |gradient| per batch, or |weight x sum of gradients|."""
+    mask_score: Literal["gradient", "fisher", "snip", "pursuit"] = "gradient"
+    """Saliency of a weight: |sum of gradients|, sum of |gradient| per batch, or |weight x sum of gradients|. pursuit,
+    for closed forms: in rounds, each after solving for what the earlier ones chose."""
     mask_guidance_scale: float = 7.5
     """s in the forgetting loss's (1+s) f(c) - s f(empty); 7.5 is a guidance_scale of 8.5 in diffusers' convention."""
     target: Literal["current", "frozen"] = "current"
@@ -317,6 +318,11 @@ def _check(config: EraseConfig) -> None:
             raise ValueError(f"{field} must be in [0, 1], got {getattr(config, field)}.")
     if config.anchor_image_fraction > 0 and config.num_anchor_images < 1:
         raise ValueError("anchor_image_fraction is above 0, so num_anchor_images must be at least 1; got 0.")
+    if config.mask_score == "pursuit" and METHODS[config.method].kind != "closed-form":
+        raise ValueError(
+            f"mask_score pursuit solves for the weights as it chooses them, which only closed forms (recommended, uce, "
+            f"rece) can; {config.method} takes gradient, fisher or snip."
+        )
     objective = METHODS[config.method].objective
     if objective == "attention" and config.gradient_checkpointing:
         raise ValueError(

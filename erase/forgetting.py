@@ -8,10 +8,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .closed_form import edit_saliency, edited_weights
+from .closed_form import EditSettings, edited_weights
 from .concepts import Concept
 from .config import EraseConfig
 from .data import TrainingData
+from .edit_saliency import edit_saliency
 from .methods import METHODS
 from .models.base import Denoiser
 from .objectives import forgetting_loss, guided
@@ -78,8 +79,9 @@ def build_mask(
         )
         return SaliencyMask.random(like, config.seed)
     if METHODS[config.method].kind == "closed-form":
-        scores = edit_saliency(denoiser, concepts, config.edit_tokens, config.mask_score)
+        scores = edit_saliency(denoiser, concepts, edit_settings(config), config.mask_score, config.density)
     else:
+        assert config.mask_score != "pursuit"  # the config has seen to that
         losses = forgetting_losses(denoiser, data, config, accelerator)
         within = {name for name, _ in denoiser.module.named_parameters() if scope(name)}
         scores = saliency_scores(denoiser.module, losses, config.mask_score, within, reduce=summed_over(accelerator))
@@ -92,6 +94,20 @@ def scope_of(denoiser: Denoiser, config: EraseConfig) -> Callable[[str], bool]:
     if METHODS[config.method].kind == "closed-form":
         return edited_weights(denoiser.module).__contains__
     return SCOPES[config.scope]
+
+
+def edit_settings(config: EraseConfig) -> EditSettings:
+    """What of `config` a closed-form edit reads."""
+    return EditSettings(
+        method=config.method,  # type: ignore[arg-type]
+        erase_weight=config.erase_weight,
+        preserve_weight=config.preserve_weight,
+        regularization=config.edit_regularization,
+        rounds=config.edit_rounds,
+        mu=config.edit_mu,
+        null_threshold=config.edit_null_threshold,
+        tokens=config.edit_tokens,
+    )
 
 
 def summed_over(accelerator: Accelerator) -> Callable[[Tensor], object] | None:

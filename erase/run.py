@@ -19,14 +19,14 @@ from torch import Tensor
 
 from . import __version__
 from .checkpoint import find_checkpoint, list_checkpoints
-from .closed_form import EditSettings, edit
+from .closed_form import edit
 from .concepts import Concept, load_concepts
 from .config import CANVAS, EraseConfig
 from .data import TrainingData, build_training_data, list_pictures
 from .devices import make_accelerator, peak_memory
 from .export import check_disk, export_pipeline, round_to_variant, write_card
 from .files import folder_hash, weights_hash, write_json, write_text
-from .forgetting import build_mask
+from .forgetting import build_mask, edit_settings
 from .methods import METHODS
 from .models import Denoiser, load_denoiser, resolve_model
 from .patch import PATCH_FILE, make_patch, save_patch
@@ -230,20 +230,6 @@ class Run:
             "peak_bytes": self.peak_bytes,
             "command": " ".join(sys.argv),
         }
-
-
-def edit_settings(config: EraseConfig) -> EditSettings:
-    """What of `config` a closed-form edit reads."""
-    return EditSettings(
-        method=config.method,  # type: ignore[arg-type]
-        erase_weight=config.erase_weight,
-        preserve_weight=config.preserve_weight,
-        regularization=config.edit_regularization,
-        rounds=config.edit_rounds,
-        mu=config.edit_mu,
-        null_threshold=config.edit_null_threshold,
-        tokens=config.edit_tokens,
-    )
 
 
 def settings_hash(config: EraseConfig) -> str:

@@ -1,4 +1,4 @@
-"""Every method on the canvas, on the same prompts and seeds; writes docs/benchmark.json, .md and docs/images/benchmark.svg.
+"""Every method on the canvas, on the same prompts and seeds: docs/benchmark.json, its page and its plot.
 
     python scripts/benchmark.py                                  # everything: many core-hours, resumable at any point
     python scripts/benchmark.py --concepts cat --methods salun uce --seeds 1
@@ -11,6 +11,7 @@ it; rows of docs/canvas.json stand in for those that were scored before.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import sys
@@ -83,10 +84,13 @@ def settings_of(name: str) -> str:
     """Hash of what decides a method's rows: rows made with other settings are not this method's."""
     method, _, changes = METHODS[name].partition(":")
     values: dict[str, Any] = {"guard": method}
+    defaults = {field.name: field.default for field in dataclasses.fields(EraseConfig)}
     if not is_guard(name):
         given = dict(pair.split("=") for pair in changes.split(",") if pair)
         config = EraseConfig.load(concept="cat", pretrained_model_name_or_path=CANVAS, method=method, **given)
-        values = config.as_dict() | {"output_dir": "", "data_cache_dir": ""}
+        # Without defaults, so that a setting that a later version brings leaves the rows as they are.
+        values = {key: value for key, value in config.as_dict().items() if value != defaults[key]}
+        values = {key: value for key, value in values.items() if key not in ("output_dir", "data_cache_dir")}
     text = json.dumps(values | {"protocol": PROTOCOL}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -19,14 +19,14 @@ HEAD = """# The benchmark: every method on the canvas
 
 Made by `python scripts/benchmark.py`; every row is in [benchmark.json](benchmark.json). One setting per method for all
 concepts (`configs/canvas/`), none tuned on a concept of this page: trained methods on butterfly and watercolor with
-three settings each ([method_tuning.jsonl](method_tuning.jsonl)), closed forms on the same two
-([method_tuning_closed_form.jsonl](method_tuning_closed_form.jsonl)), `salun-anchored` with more
-([canvas_tuning.jsonl](canvas_tuning.jsonl)).
+three settings each ([method_tuning.jsonl](method_tuning.jsonl)), closed forms on the same two and on snowman and neon
+([method_tuning_closed_form.jsonl](method_tuning_closed_form.jsonl)).
 
 Rates in %, mean ± sd over concepts and seeds; IRA and CRA of the base's own, FD over the base's own (1 is what other
-seeds alone make). `kept` is the lesser of IRA and CRA. Front: on how many concepts no other method erases and keeps at
-least as much. Seconds on one core: mask and training, or the edit, without the pictures to train on. The gap is the mean
-absolute difference to the model retrained without the concept, in UA coherent, IRA and CRA (points) and in FD (floors).
+seeds alone make). Front: on how many concepts no other method erases at least as much and keeps at least as much, the
+lesser of IRA and CRA. Seconds on one core: mask and training, or the edit, without the pictures to train on. The gap is
+the mean absolute difference to the model retrained without the concept, in UA coherent, IRA and CRA (points) and in FD
+(floors).
 A closed form and a guard have nothing random, so their spread is the concepts' alone. Protocol:
 [canvas-quick](evaluation.md#the-canvas), 60 target and 100 or 114 retained pictures a run."""
 TAIL = """Not in the table: the bundled model's words are one token each and its prompts name every class; a method that
@@ -164,12 +164,18 @@ def anchor_of(concept: str, classes: Sequence[str]) -> str:
     return max((name for name in classes if name in prompt), key=len)
 
 
-CSS = """svg { background: #fdfcfa; font-family: system-ui, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }
-text { font-size: 12.5px; fill: #5f626a; } .tick { font-size: 11.5px; } line.tick { stroke: #e2ded7; }
-.frame { fill: none; stroke: #e2ded7; } .front { fill: none; stroke: #1f5f8b; stroke-width: 1.5; stroke-dasharray: 5 4; }
-.whisker { stroke: #a5a9b3; stroke-width: 1.25; } .leader { stroke: #a5a9b3; stroke-width: 0.75; }
-.point { fill: #fdfcfa; stroke: #5f626a; stroke-width: 1.75; } .point.on-front { fill: #1f5f8b; stroke: #1f5f8b; }
-.name { paint-order: stroke; stroke: #fdfcfa; stroke-width: 3px; } .name.on-front { fill: #1c1e23; font-weight: 600; }"""
+CSS = """
+svg { background: #fdfcfa; font-family: system-ui, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }
+text { font-size: 12.5px; fill: #5f626a; }
+.tick { font-size: 11.5px; }
+line.tick, .frame { fill: none; stroke: #e2ded7; }
+.front { fill: none; stroke: #1f5f8b; stroke-width: 1.5; stroke-dasharray: 5 4; }
+.whisker, .leader { stroke: #a5a9b3; stroke-width: 1; }
+.point { fill: #fdfcfa; stroke: #5f626a; stroke-width: 1.75; }
+.point.on-front { fill: #1f5f8b; stroke: #1f5f8b; }
+.name { paint-order: stroke; stroke: #fdfcfa; stroke-width: 3px; }
+.name.on-front { fill: #1c1e23; font-weight: 600; }
+"""
 
 
 def as_svg(rows: Sequence[Row]) -> str:
@@ -187,7 +193,11 @@ def as_svg(rows: Sequence[Row]) -> str:
     drawn = plot(points, x, y, "Erased against kept", front=True, height=440)
     found = re.search(r"<svg.*?</svg>", drawn, re.DOTALL)
     assert found is not None
-    return found[0].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f"><style>{CSS}</style>", 1)
+    return (
+        found[0]
+        .replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        .replace(">", f"><style>{CSS}</style>", 1)
+    )
 
 
 def kind_in_plot(method: str) -> str:

@@ -40,9 +40,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def try_setting(concept: str, changes: dict[str, Any], args: argparse.Namespace) -> Row:
-    """Erase `concept` and score base and erased at the tuning seeds."""
-    config = EraseConfig.load(pretrained_model_name_or_path=CANVAS, concept=concept, output_dir=args.work_dir / concept,
-                              overwrite_output_dir=True, proof=False, save_patch=False, **changes)  # fmt: skip
+    """Erase `concept` (or as the file says that `changes` name instead) and score base and erased at tuning seeds."""
+    values = {"concept": concept} | changes
+    config = EraseConfig.load(pretrained_model_name_or_path=CANVAS, output_dir=args.work_dir / concept,
+                              overwrite_output_dir=True, proof=False, save_patch=False, **values)  # fmt: skip
     erase(config)
     folder = args.work_dir / f"{concept}-evaluation"
     shutil.rmtree(folder, ignore_errors=True)

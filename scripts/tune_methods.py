@@ -5,8 +5,8 @@
     python scripts/tune_methods.py --choose              # print each method's best setting and how the others did
 
 Each method tries the three settings of GRID on an object, and the two that did best there on a style as well; both are
-left out of the benchmark, and so are the seeds of the pictures. The setting with the better mean is the method's. A line
-of the log is one erasure.
+left out of the benchmark, and so are the seeds of the pictures. The setting with the better mean is the method's. A
+line of the log is one erasure.
 """
 
 import argparse
@@ -38,9 +38,10 @@ GRID: dict[str, list[dict[str, Any]]] = {
     "forget-me-not": rates(1e-4, 3e-4, 1e-3, max_train_steps=35),
     "erasediff": rates(3e-5, 1e-4, 3e-4),
     "leco": rates(3e-4, 1e-3, 3e-3),
+    "salun-anchored": rates(3e-4, 6e-4, 1e-3, train_batch_size=8),
 }
-"""100 steps unless said. `salun-soft` and `random-label` are SalUn's losses and take what it takes. `recommended` and the
-closed forms have logs of their own (docs/canvas_tuning.jsonl, docs/closed_form_tuning.jsonl)."""
+"""100 steps of 8 forget and 8 retain rows unless said. `salun-soft` and `random-label` are SalUn's losses and take what
+it takes. The closed forms have a log of their own, docs/method_tuning_closed_form.jsonl."""
 COMMON = {"max_train_steps": 100}
 
 

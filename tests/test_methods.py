@@ -227,6 +227,7 @@ def test_fewer_points_are_a_choice_by_seed_alone(tiny: TinyFolder) -> None:
         ("gradient-ascent", {"forget_x": "trajectories"}, "--forget_x pictures"),
         ("salun", {"balance": "project", "alpha": 0.0}, "retains nothing"),
         ("salun", {"alpha": -1.0}, "alpha"),
+        ("salun", {"mask_score": "pursuit"}, "only closed forms"),
         ("salun-anchored", {"num_anchor_images": 0}, "num_anchor_images"),
         ("esd", {}, "method must be one of"),
     ],

@@ -48,7 +48,7 @@ def prove(concepts: Sequence[Concept], config: EraseConfig, accelerator: Acceler
     counts = {"num_target_images": config.num_target_images, "num_retain_images": config.num_kept_images}
     models: dict[str, str | Path] = {"base": CANVAS, "erased": out}
     folder = out / EVALUATION_DIR
-    table = canvas_evaluation(concepts, models, folder, config.data_cache_dir, accelerator, **counts).run()
+    table = canvas_evaluation(concepts, models, folder, config.data_cache_dir, accelerator, CANVAS, **counts).run()
     if accelerator.is_main_process:
         for name in (METRICS_FILE, GRID_FILE):
             shutil.copyfile(folder / name, out / name)

@@ -1,0 +1,187 @@
+"""What each part of a method is worth, on concepts that the benchmark leaves out; writes docs/ablations.jsonl and .md.
+
+    python scripts/ablations.py                          # all studies; goes on where the log ends
+    python scripts/ablations.py --studies density mask
+    python scripts/ablations.py --table                  # only the page, from the log
+
+A study varies one or two settings and leaves the others as configs/canvas/ has them. A line of the log is one erasure,
+scored as `scripts/canvas_tune.py` does, at seeds that the benchmark never draws.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from canvas_tune import Row, summary, try_setting
+
+from erase import load_concepts
+from erase.config import CANVAS
+from erase.files import write_text
+
+CONCEPTS = ("dog", "neon")
+NEAR = {"dog": ("cat", "penguin", "fish", "butterfly", "octopus"), "neon": ("sketch", "blueprint")}
+FAR = {"dog": ("car", "house", "rocket", "guitar", "bicycle"), "neon": ("photo", "watercolor")}
+Changes = dict[str, Any]
+
+
+def closed(**changes: Any) -> Changes:
+    return {"method": "recommended"} | changes
+
+
+def trained(**changes: Any) -> Changes:
+    return {"method": "salun-anchored"} | changes
+
+
+MASKS: dict[str, Changes] = {
+    "pursuit": {"mask_score": "pursuit"},
+    "gradient": {"mask_score": "gradient"},
+    "random": {"mask": "random", "mask_score": "gradient"},
+}
+STUDIES: dict[str, dict[str, Changes]] = {
+    "density": {
+        f"{density:g} of the edited weights, {name}": closed(density=density, **mask)
+        for density, (name, mask) in product((0.04, 0.09, 0.18, 0.36), MASKS.items())
+    }
+    | {"all of them (UCE)": closed(mask="none", mask_score="gradient")},
+    "score": {
+        f"{score}, density 0.09": closed(density=0.09, mask_score=score)
+        for score in ("gradient", "fisher", "snip", "pursuit")
+    },
+    "mask": {
+        f"{density:g}, {mask}": trained(density=density, mask=mask)
+        for density, mask in product((0.01, 0.1, 0.5), ("salient", "random"))
+    }
+    | {"1, none": trained(mask="none")},
+    "trained-score": {
+        f"{score}, density 0.1": trained(density=0.1, mask_score=score) for score in ("gradient", "fisher", "snip")
+    },
+    "target": {
+        f"{target}, α {alpha:g}": trained(target=target, alpha=alpha)
+        for target, alpha in product(("frozen", "current"), (0.5, 2.0))
+    },
+    "retain": {
+        "near: the most alike": trained(retain_classes=NEAR),
+        "far: the least alike": trained(retain_classes=FAR),
+        "all": trained(),
+    },
+    "concept-images": {f"{count}": trained(num_concept_images=count) for count in (15, 30, 60, 120)},
+}
+TITLES = {
+    "density": "How few weights are enough? `recommended`: density and mask",
+    "score": "`recommended`: what chooses the weights",
+    "mask": "`salun-anchored`: density and mask",
+    "trained-score": "`salun-anchored`: what chooses the weights",
+    "target": "`salun-anchored`: whose prediction is the target, and α",
+    "retain": "`salun-anchored`: which retained pictures",
+    "concept-images": "`salun-anchored`: number of the concept's pictures",
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", nargs="+", default=list(STUDIES), choices=STUDIES)
+    parser.add_argument("--concepts", nargs="+", default=CONCEPTS)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/ablations"))
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--protocol", default="canvas-quick")
+    parser.add_argument("--num_target_images", type=int, default=100)
+    parser.add_argument("--num_retain_images", type=int, default=100)
+    parser.add_argument("--table", action="store_true", help="run nothing; write the page from the log")
+    return parser.parse_args()
+
+
+def read(log: Path) -> list[Row]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def find(rows: list[Row], concept: str, changes: Changes, seed: int) -> Row | None:
+    key = json.loads(json.dumps(changes))
+    return next((r for r in rows if (r["concept"], r["changes"], r["seed"]) == (concept, key, seed)), None)
+
+
+def settings(args: argparse.Namespace) -> Iterator[tuple[str, Changes, int]]:
+    """What to try: closed forms have nothing random but a random mask."""
+    for seed, study in product(range(args.seeds), args.studies):
+        for changes, concept in product(STUDIES[study].values(), args.concepts):
+            if seed == 0 or changes["method"] != "recommended" or changes.get("mask") == "random":
+                yield concept, changes, seed
+
+
+def run(args: argparse.Namespace) -> None:
+    log = args.docs / "ablations.jsonl"
+    for concept, changes, seed in settings(args):
+        if find(read(log), concept, changes, seed) is None:
+            values = {key: value for key, value in changes.items() if key != "retain_classes"}
+            if classes := changes.get("retain_classes"):
+                values["concept"] = str(retaining(concept, classes[concept], args.work_dir))
+            row = try_setting(concept, values | {"seed": seed}, args)
+            with log.open("a") as file:
+                file.write(json.dumps(row | {"changes": changes, "seed": seed}) + "\n")
+            print(f"{concept} {changes}: {summary(row['base'], row['erased'])}", flush=True)
+
+
+def retaining(concept: str, classes: tuple[str, ...], folder: Path) -> Path:
+    """A concept file that retains the prompts of some classes alone."""
+    whole = load_concepts([concept], model=CANVAS)[0]
+    named = load_concepts(list(classes), model=CANVAS)
+    kept = {prompt for other in named for prompt in other.forget} & set(whole.retain)
+    text = yaml.safe_dump(
+        {
+            "name": whole.name,
+            "type": whole.type,
+            "forget": list(whole.forget),
+            "anchor": list(whole.anchor),
+            "retain": [prompt for prompt in whole.retain if prompt in kept],
+            "evaluate": list(whole.evaluate),
+        }
+    )
+    path = folder / f"{concept}-{classes[0]}.yaml"
+    write_text(path, text)
+    return path
+
+
+HEAD = """# Ablations
+
+Made by `python scripts/ablations.py` on `dog` and `neon`, which the [benchmark](benchmark.md) leaves out; every figure
+is in [ablations.jsonl](ablations.jsonl). Each table varies what its first column says and leaves the rest as
+`configs/canvas/` has it. Protocol: [canvas-quick](evaluation.md#the-canvas) with 100 target and 100 or more retained
+pictures. UA: coherent, in %; kept: the lesser of IRA and CRA, in % of the base's; FD: over the base's own. Two concepts
+and one seed: a point or two is chance."""
+
+
+def as_markdown(rows: list[Row], concepts: tuple[str, ...]) -> str:
+    parts = [HEAD]
+    for study, choices in STUDIES.items():
+        lines = [
+            "| | " + " | ".join(f"{concept}: UA | kept | FD" for concept in concepts) + " |",
+            "|---" * (1 + 3 * len(concepts)) + "|",
+        ]
+        for label, changes in choices.items():
+            found = [[r for seed in range(9) if (r := find(rows, c, changes, seed))] for c in concepts]
+            if all(found):
+                lines.append(f"| {label} | " + " | ".join(map(cells, found)) + " |")
+        if len(lines) > 2:
+            parts.append(f"## {TITLES[study]}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def cells(rows: list[Row]) -> str:
+    """UA coherent, kept and FD of one setting on one concept, means over seeds."""
+    erased, base = [row["erased"] for row in rows], [row["base"] for row in rows]
+    kept = [min(100 * e[key] / b[key] for key in ("ira", "cra")) for e, b in zip(erased, base)]
+    distance = [e["fd_canvas"] / b["fd_canvas"] for e, b in zip(erased, base)]
+    return f"{100 * fmean(e['ua_coherent'] for e in erased):.1f} | {fmean(kept):.1f} | {fmean(distance):.2f}"
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    if not arguments.table:
+        run(arguments)
+    page = as_markdown(read(arguments.docs / "ablations.jsonl"), tuple(arguments.concepts))
+    write_text(arguments.docs / "ablations.md", page)
