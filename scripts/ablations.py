@@ -107,10 +107,10 @@ def find(rows: list[Row], concept: str, changes: Changes, seed: int) -> Row | No
 
 def settings(args: argparse.Namespace) -> Iterator[tuple[str, Changes, int]]:
     """What to try: closed forms have nothing random but a random mask."""
-    for seed, study in product(range(args.seeds), args.studies):
-        for changes, concept in product(STUDIES[study].values(), args.concepts):
+    for seed in range(args.seeds):
+        for changes in (changes for study in args.studies for changes in STUDIES[study].values()):
             if seed == 0 or changes["method"] != "recommended" or changes.get("mask") == "random":
-                yield concept, changes, seed
+                yield from ((concept, changes, seed) for concept in args.concepts)
 
 
 def run(args: argparse.Namespace) -> None:
