@@ -28,8 +28,10 @@ lesser of IRA and CRA. Seconds on one core: mask and training, or the edit, with
 the mean absolute difference to the model retrained without the concept, in UA coherent, IRA and CRA (points) and in FD
 (floors).
 A closed form and a guard have nothing random, so their spread is the concepts' alone. Protocol:
-[canvas-quick](evaluation.md#the-canvas), 60 target and 100 or 114 retained pictures a run."""
-TAIL = """Not in the table: the bundled model's words are one token each and its prompts name every class; a method that
+[canvas-quick](evaluation.md#the-canvas), 60 target and 100 or 114 retained pictures a run: one picture is 1.7 points
+of UA coherent, and what is erased without fault still scores about 98, for so many of the base's own pictures are
+coherent."""
+TAIL = """The bundled model's words are one token each and its prompts name every class; a method that
 edits what words do ([recommended](methods/recommended.md), [uce](methods/uce.md), [rece](methods/rece.md),
 [speed](methods/speed.md)) has it easy here. On Stable Diffusion's nudity, which is asked for in many words, UCE is
 published with 22 % of the prompts left without an attack and 80 % with one, SalUn with 1 % and 11 %
@@ -139,23 +141,29 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{fmean(values):.{digits}f}{sd}"
 
 
-NEIGHBOURS = """What happens to the others of the erased one's kind: the anchor, which it turns into, and the one that
-lost most. Share of their retained pictures that still show them, in %, mean over seeds."""
+NEIGHBOURS = """What happens to the others of the erased one's kind, its anchor (behind the arrow) among them: the class
+that lost most of its retained pictures against the base, in points, mean over seeds; – where none lost any. Objects
+have 6 such pictures each, styles 20."""
 
 
 def neighbour_table(rows: Sequence[Row]) -> str:
-    lines = ["| erased | method | anchor | lost most |", "|---|---|---|---|"]
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.get("per_class"):
-            groups[row["concept"], row["method"]].append(row)
-    for (concept, method), group in groups.items():
-        rates = {name: fmean(row["per_class"][name] for row in group) for name in group[0]["per_class"]}
-        anchor = anchor_of(concept, list(rates))
-        worst = min(rates, key=rates.__getitem__)
-        shown = [f"{name} {100 * rates[name]:.0f}" for name in (anchor, worst)]
-        lines.append(f"| {concept} | {method} | {' | '.join(shown)} |")
+    base = {concept: row["per_class"] for concept, row in bases_of(rows).items()}
+    titles = [f"{concept} → {anchor_of(concept, list(kept))}" for concept, kept in base.items()]
+    lines = [f"| | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
+    for method, group in by_method(rows).items():
+        if method not in (BASE, GOLD):
+            cells = [lost_most([row for row in group if row["concept"] == c], kept) for c, kept in base.items()]
+            lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def lost_most(rows: Sequence[Row], base: dict[str, float]) -> str:
+    """The class whose rate fell most, and by how many points; nothing without rows."""
+    if not rows:
+        return ""
+    falls = {name: fmean(row["per_class"][name] for row in rows) - rate for name, rate in base.items()}
+    worst = min(falls, key=falls.__getitem__)
+    return f"{worst} −{-100 * falls[worst]:.0f}" if falls[worst] < 0 else "–"
 
 
 def anchor_of(concept: str, classes: Sequence[str]) -> str:

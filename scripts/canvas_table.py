@@ -138,8 +138,8 @@ is described in [evaluation.md](evaluation.md). All use [salun-anchored](methods
 300 steps of 16 + 16 pictures, which was tuned on other objects and seeds ([canvas_tuning.jsonl](canvas_tuning.jsonl));
 every method in shorter runs is in the [benchmark](benchmark.md). 25 DDIM steps, guidance 4, held-out seeds, half of the
 prompts in a held-out wording. UA, IRA, CRA and coherence in %. FD is the Fréchet distance of the kept pictures to the
-base model's at other seeds; the base's own is the seed-to-seed floor, FD ratio is over it. A gold model is trained from nothing on the pictures that do not show the concept, for the steps named in its row (the
-base: 7,400)."""
+base model's at other seeds; the base's own is the seed-to-seed floor, FD ratio is over it. A gold model is trained from
+nothing on the pictures that do not show the concept, for the steps named in its row (the base: 7,400)."""
 
 _COLUMNS = ("erased", "UA", "UA coherent", "IRA (base)", "CRA (base)", "coherence (base)", "FD (floor)", "FD ratio",
             "turns into")  # fmt: skip
