@@ -1,6 +1,7 @@
 """Contract of the bundled canvas model: complete, small, in safe formats, and as good as its card says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from erase import canvas
+from erase import EraseConfig, SaliencyMask, canvas, erase, load_concepts
 from erase.canvas import OBJECTS, STYLES
 from erase.concepts import load_family
 from erase.evaluate.canvas import CanvasScorer, load_reference
+from erase.evaluate.evaluation import load_metrics
 from erase.evaluate.generate import generate
 from erase.evaluate.pipelines import ModelSource
 from erase.evaluate.prompts import PromptRow
+from erase.evaluate.proof import canvas_evaluation
 from erase.evaluate.scoring import load_scored, read_picture, score_folder
 
 WEIGHTS = Path(canvas.REFERENCE_FILE).parent
@@ -97,3 +100,26 @@ def test_noise_is_neither_coherent_nor_anything_else():
     assert sum(columns["garbage"] for columns in answers.columns) >= 22
     assert answers.features is not None and answers.features.shape == (24, 64)
     np.testing.assert_array_equal(answers.features, CanvasScorer().encode(torch.from_numpy(noise))[0].numpy())
+
+
+@pytest.mark.parametrize("concept", ["cat", "neon"])
+def test_the_recommended_method_erases_and_keeps(concept: str, tmp_path: Path) -> None:
+    config = EraseConfig.load("canvas", concept=concept, output_dir=tmp_path / "out", proof=False)
+    assert config.method == "recommended"
+    out = erase(config)
+    mask = SaliencyMask.load(out / "mask.safetensors")
+    assert mask.density == pytest.approx(0.005, rel=0.02)
+    evaluation = canvas_evaluation(
+        load_concepts([concept], model="canvas"),
+        {"erased": out},
+        tmp_path / "evaluation",
+        tmp_path / "cache",
+        Accelerator(cpu=True),
+        "canvas-quick",
+        num_target_images=12,
+        num_retain_images=1,
+    )
+    evaluation = replace(evaluation, rows=[*evaluation.rows[:12], *evaluation.rows[-12:]])
+    evaluation.run()
+    figures = load_metrics(tmp_path / "evaluation")["erased"]
+    assert all(figures[key]["value"] > 0.9 for key in ("ua", "ira", "cra"))

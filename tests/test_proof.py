@@ -33,7 +33,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(proof, "load_protocol", lambda name: (quick, None))
         return erase(
             EraseConfig.load(
-                "canvas", concept="cat", output_dir=folder / "out", data_cache_dir=folder / "cache", **SHORT
+                "canvas",
+                concept="cat",
+                method="salun-anchored",
+                output_dir=folder / "out",
+                data_cache_dir=folder / "cache",
+                **SHORT,
             )
         )
 
