@@ -1,7 +1,7 @@
 """Rows of docs/benchmark.json → docs/benchmark.md and its plot; called by scripts/benchmark.py."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
@@ -50,15 +50,29 @@ def as_markdown(rows: Sequence[Row]) -> str:
         chosen = [row for row in rows if kinds[row["concept"]] == kind]
         if chosen:
             parts.append(f"## {title}\n\n{counted(chosen)}\n\n{main_table(chosen)}")
-    parts += ["## What it does not show", TAIL, "## Neighbours", NEIGHBOURS, neighbour_table(rows)]
+    parts += [
+        "## By concept",
+        BY_CONCEPT,
+        concept_table(rows),
+        "## What it does not show",
+        TAIL,
+        "## Neighbours",
+        NEIGHBOURS,
+        neighbour_table(rows),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
 def counted(rows: Sequence[Row]) -> str:
     """Which concepts, and how many rows a method has at most."""
     names = ", ".join(dict.fromkeys(row["concept"] for row in rows))
-    seeds = {row["seed"] for row in rows}
-    return f"{names}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''}. n: runs."
+    seeds, counts = {row["seed"] for row in rows}, Counter(row["method"] for row in rows if row["method"] in METHODS)
+    incomplete = (
+        " **Not complete**: where n is smaller, some concepts or seeds have not been run; compare rows of equal n, or "
+        "look at [single concepts](#by-concept)."
+    )
+    note = incomplete if len(set(counts.values())) > 1 else ""
+    return f"{names}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''}. n: runs.{note}"
 
 
 def over_base(row: Row, base: Row) -> dict[str, float]:
@@ -139,6 +153,24 @@ def mean_cost(rows: Sequence[Row], key: str, unit: float, digits: int) -> str:
 def spread(values: Sequence[float], digits: int) -> str:
     sd = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{fmean(values):.{digits}f}{sd}"
+
+
+BY_CONCEPT = "UA coherent / the lesser of IRA and CRA, of the base's / FD over the base's; means over seeds."
+
+
+def concept_table(rows: Sequence[Row]) -> str:
+    """A line a method, a column a concept."""
+    base, groups = bases_of(rows), by_method(rows)
+    lines = [f"| | {' | '.join(base)} |", "|---" * (1 + len(base)) + "|"]
+    for method, group in groups.items():
+        cells = []
+        for concept in base:
+            found = [row for row in group if row["concept"] == concept]
+            erased, kept = point_of(found, base) if found else (0.0, 0.0)
+            distance = fmean(over_base(row, base[concept])["fd"] for row in found) if found else 0.0
+            cells.append(f"{erased:.1f} / {kept:.1f} / {distance:.2f}" if found else "")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 NEIGHBOURS = """What happens to the others of the erased one's kind, its anchor (behind the arrow) among them: the class
