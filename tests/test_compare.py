@@ -291,6 +291,8 @@ def test_copies_of_a_comparison_are_refused(compare: Compare, monkeypatch: pytes
 
 
 INTERRUPTED = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background would ignore it
 import sys
 from pathlib import Path
 from erase.compare import CompareConfig, run_compare, runner
