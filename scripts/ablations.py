@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 import yaml
-from canvas_tune import Row, summary, try_setting
+from canvas_tune import Row, read, summary, try_setting
 
 from erase import load_concepts
 from erase.config import CANVAS
@@ -94,10 +94,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_retain_images", type=int, default=100)
     parser.add_argument("--table", action="store_true", help="run nothing; write the page from the log")
     return parser.parse_args()
-
-
-def read(log: Path) -> list[Row]:
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def find(rows: list[Row], concept: str, changes: Changes, seed: int) -> Row | None:

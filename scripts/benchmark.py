@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Any
 
 from accelerate import Accelerator
-from benchmark_page import as_markdown, as_svg
+from benchmark_page import BASE, GOLD, Row, as_markdown, as_svg
 
 from erase import EraseConfig, load_concepts
 from erase.compare import run_compare
@@ -63,8 +63,6 @@ pictures to train on stand apart, so that two at once do not both draw them. Of 
 strongest erases anything here."""
 FIGURES = ("ua_coherent", "ira", "cra", "fd_canvas")
 COSTS = ("seconds", "peak_bytes")
-GOLD = "gold"
-Row = dict[str, Any]
 
 
 def parse_args() -> argparse.Namespace:
@@ -104,6 +102,11 @@ def is_current(row: Row) -> bool:
     return row["method"] not in METHODS or row.get("settings") == settings_of(row["method"])
 
 
+def current_rows(path: Path) -> list[Row]:
+    """The rows of docs/benchmark.json that need not be made again."""
+    return [row for row in json.loads(path.read_text()) if is_current(row)] if path.exists() else []
+
+
 def missing(rows: list[Row], concept: str, names: list[str], seed: int) -> list[str]:
     """The methods that lack a row of the concept at the seed; guards have one row, with seed 0."""
     seen = {(row["method"], row["seed"]) for row in rows if row["concept"] == concept}
@@ -130,7 +133,7 @@ def compared(concept: str, names: list[str], seed: int, args: argparse.Namespace
         )
     except ValueError as error:
         print(f"{concept}, seed {seed}: {error}", file=sys.stderr)
-    wanted = {"base", *names}
+    wanted = {BASE, *names}
     return [_row(row, folder / row["folder"]) for row in rows_of(folder) if row["method"] in wanted]
 
 
@@ -184,22 +187,21 @@ def gold_row(concept: str, args: argparse.Namespace) -> Row | None:
 def merged(old: list[Row], new: list[Row]) -> list[Row]:
     """Rows by method, concept and seed, the new ones on top."""
     keyed = {(row["concept"], row["method"], row["seed"]): row for row in [*old, *new]}
-    order = ["base", GOLD, *METHODS]
+    order = [BASE, GOLD, *METHODS]
     return sorted(keyed.values(), key=lambda row: (row["concept"], order.index(row["method"]), row["seed"]))
 
 
 def main() -> None:
     args = parse_args()
     path = args.docs / "benchmark.json"
-    rows = [row for row in json.loads(path.read_text()) if is_current(row)] if path.exists() else []
     work = [(seed, concept) for seed in range(args.seeds) for concept in args.concepts]
     for seed, concept in work if not args.table else ():
-        names = missing(rows, concept, args.methods, seed)
+        names = missing(current_rows(path), concept, args.methods, seed)
+        new = compared(concept, names, seed, args) if names else []
         gold = gold_row(concept, args)
-        # The file may have grown meanwhile, by another process that fills other concepts.
-        rows = [row for row in json.loads(path.read_text()) if is_current(row)] if path.exists() else rows
-        rows = merged(rows, [*(compared(concept, names, seed, args) if names else []), *([gold] if gold else [])])
-        write_json(path, rows)
+        # Read after the runs: another process may have filled other concepts meanwhile.
+        write_json(path, merged(current_rows(path), [*new, *([gold] if gold else [])]))
+    rows = current_rows(path)
     write_text(args.docs / "benchmark.md", as_markdown(rows))
     write_text(args.docs / "images" / "benchmark.svg", as_svg(rows))
 

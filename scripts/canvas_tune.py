@@ -39,6 +39,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def read(log: Path) -> list[Row]:
+    """The lines of a log; none where there is none yet."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
 def try_setting(concept: str, changes: dict[str, Any], args: argparse.Namespace) -> Row:
     """Erase `concept` (or as the file says that `changes` name instead) and score base and erased at tuning seeds."""
     values = {"concept": concept} | changes

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import Any
 
-from canvas_tune import Row, summary, try_setting
+from canvas_tune import Row, read, summary, try_setting
 
 from erase.methods import METHODS
 
@@ -55,10 +55,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_retain_images", type=int, default=100)
     parser.add_argument("--choose", action="store_true", help="run nothing; print what the log says")
     return parser.parse_args()
-
-
-def read(log: Path) -> list[Row]:
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def score(row: Row) -> float:
