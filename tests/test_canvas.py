@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers import DiffusionPipeline
 
 from erase import EraseConfig, SaliencyMask, canvas, erase, load_concepts
 from erase.canvas import OBJECTS, STYLES
@@ -123,3 +124,10 @@ def test_the_recommended_method_erases_and_keeps(concept: str, tmp_path: Path) -
     evaluation.run()
     figures = load_metrics(tmp_path / "evaluation")["erased"]
     assert all(figures[key]["value"] > 0.9 for key in ("ua", "ira", "cra"))
+
+
+def test_plain_diffusers_loads_and_draws_it() -> None:
+    pipe = DiffusionPipeline.from_pretrained(canvas.PIPELINE_DIR)
+    assert {pipe.text_encoder.dtype, pipe.unet.dtype, pipe.vae.dtype} == {torch.float32}
+    picture = pipe("a photo of a cat", num_inference_steps=1, output_type="np").images[0]
+    assert picture.shape == (64, 64, 3) and np.isfinite(picture).all()
