@@ -37,6 +37,7 @@ from .trainer import Trainer
 MASK_FILE = "mask.safetensors"
 CONFIG_FILE = "config.yaml"
 MANIFEST_FILE = "manifest.json"
+NOT_SCORED = "Not scored here (only runs on the canvas are, without --no_proof): see `erase evaluate`."
 # What may differ between a run and its continuation without changing a single weight.
 NOT_IDENTITY = ("output_dir", "overwrite_output_dir", "data_cache_dir", "resume_from_checkpoint", "report_to",
                 "logging_dir", "checkpointing_steps", "checkpoints_total_limit", "save_patch", "proof",
@@ -107,7 +108,7 @@ class Run:
         with self.stage("export"):
             if self.accelerator.is_main_process:
                 self.export(denoiser, before)
-        table = "Not scored: only runs on the canvas are scored by the training command."
+        table = NOT_SCORED
         if self.proved:
             from .evaluate.proof import prove
 

@@ -7,7 +7,7 @@ from typing import Any
 from ..report.figures import NBSP, percent
 from ..report.markup import Cell, code, details, facts, note, num, section, table, text
 from ..report.page import HERE as REPORT
-from ..report.page import PAGE, _csp_hash
+from ..report.shell import whole_page
 from .comparison import summaries_of
 from .config import BASE
 from .plot import Point, percent_scale, plot, seconds_scale
@@ -40,18 +40,14 @@ def render(comparison: Mapping[str, Any], folder: Path) -> str:
     style = "".join(path.read_text(encoding="utf-8") for path in (REPORT / "style.css", HERE / "style.css"))
     script = (REPORT / "script.js").read_text(encoding="utf-8")
     about = f"{comparison['concept']} · base {comparison['base']['name']} · protocol {comparison['protocol']['name']}"
-    return PAGE.substitute(
-        title=text(f"Methods compared: {about}"),
+    return whole_page(
+        title=f"Methods compared: {about}",
         eyebrow=f"<span>Methods compared</span> {text(about)}",
+        content="\n".join([opening(comparison), *(part for part in sections if part)]),
+        footer=f"Made by erase {comparison['erase_version']}. Every figure comes from the runs beside this page; "
+        "compare.json holds them for programs.",
         style=style,
         script=script,
-        style_hash=_csp_hash(style),
-        script_hash=_csp_hash(script),
-        content="\n".join([opening(comparison), *(part for part in sections if part)]),
-        footer=text(
-            f"Made by erase {comparison['erase_version']}. Every figure comes from the runs beside this page; "
-            "compare.json holds them for programs."
-        ),
     )
 
 

@@ -1,11 +1,8 @@
 """The dict of a report to one HTML page that needs nothing else: no network, no other file."""
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from .figures import DASH, MODELS, NBSP, interval, number, p_value, percent, plain
@@ -14,36 +11,11 @@ from .markup import Cell, bars, code, details, facts, note, num, section, table,
 from .network import loss_section, mask_section
 from .nudity import nudity_section
 from .published import RATIO_COLUMN
+from .shell import whole_page
 
 HERE = Path(__file__).parent
 MOST_CLASSES = 8
 """What erased pictures turned into: so many classes, the others in one line."""
-
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src '$style_hash'; \
-script-src '$script_hash'">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<a class="skip" href="#main">Skip to the report</a>
-<header>
-<p class="eyebrow">$eyebrow</p>
-<button type="button" id="theme" aria-pressed="false" hidden>Dark</button>
-</header>
-<main id="main">
-$content
-</main>
-<footer><p>$footer</p></footer>
-<script>$script</script>
-</body>
-</html>
-""")
 
 
 def render(report: Mapping[str, Any], folder: Path) -> str:
@@ -62,24 +34,15 @@ def render(report: Mapping[str, Any], folder: Path) -> str:
     concepts, protocol = ", ".join(report["concepts"]), report["protocol"].get("name")
     named = (("", concepts), ("base ", report["base_name"]), ("protocol ", protocol))
     about = " · ".join(f"{what}{name}" for what, name in named if name)
-    return PAGE.substitute(
-        title=text(f"Erasure report: {about}" if about else "Erasure report"),
+    return whole_page(
+        title=f"Erasure report: {about}" if about else "Erasure report",
         eyebrow=f"<span>Erasure report</span> {text(about)}",
+        content="\n".join([opening(report["verdict"], report), *(part for part in sections if part)]),
+        footer=f"Made by erase {report['erase_version']}. Every figure can be counted again from the records "
+        "beside this page; report.json holds them for programs.",
         style=style,
         script=script,
-        style_hash=_csp_hash(style),
-        script_hash=_csp_hash(script),
-        content="\n".join([opening(report["verdict"], report), *(part for part in sections if part)]),
-        footer=text(
-            f"Made by erase {report['erase_version']}. Every figure can be counted again from the records "
-            "beside this page; report.json holds them for programs."
-        ),
     )
-
-
-def _csp_hash(source: str) -> str:
-    """What a Content-Security-Policy names this very text by: nothing else on the page may run."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
 
 
 def opening(verdict: Mapping[str, Any], report: Mapping[str, Any]) -> str:
