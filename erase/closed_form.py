@@ -8,19 +8,19 @@ so ill-conditioned (10⁵ and more) that float32 would leave errors of the size 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .concepts import Concept
+from .edit_tokens import EditTokens, EditTokenSet, edit_tokens
 from .models.base import Denoiser
 from .saliency import SaliencyMask
 
 EditMethod = Literal["recommended", "uce", "rece", "speed"]
-EditTokens = Literal["all", "last"]
-ENCODING_BATCH = 64
+SOLVE_ENTRIES = 2**20
+"""Entries of all small systems that are solved at once: they stay in the cache, 8 MB in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +57,6 @@ class EditSettings:
             raise ValueError(f"preserve_weight must be at least 0, got {self.preserve_weight}.")
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}; `uce` is the edit without rounds.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EditTokenSet:
-    """Token embeddings of one edit, one a row, in float64."""
-
-    concepts: Tensor
-    """(n, i) tokens of the forget prompts."""
-    anchors: Tensor
-    """(n, i) what each of them is mapped to."""
-    preserve: Tensor
-    """(m, i) tokens of the retain prompts and of the empty prompt."""
-    empty: Tensor
-    """(T, i) tokens of the empty prompt, which guidance reads at every step."""
 
 
 def uce_system(
@@ -130,13 +116,37 @@ def solved(weight: Tensor, gram: Tensor, pull: Tensor, chosen: Tensor | None = N
     wanted = weight.double() @ pull
     if chosen is None:
         return (weight.double() + torch.linalg.solve(gram, wanted.mT).mT).to(weight.dtype)
-    new = weight.clone()
-    for row, free in enumerate(chosen.to(weight.device)):
-        at = free.nonzero().flatten()
-        if len(at):
-            change = torch.linalg.solve(gram[at][:, at], wanted[row, at])
-            new[row, at] = (weight[row, at].double() + change).to(weight.dtype)
+    new, counts = weight.clone(), chosen.sum(dim=1)
+    places = chosen.to(weight.device, torch.uint8).argsort(dim=1, descending=True, stable=True)
+    for rows in _alike(counts):
+        at = places[rows, : int(counts[rows].max())]
+        change = _solved_rows(gram, wanted[rows].gather(1, at), at, counts[rows].to(at.device))
+        free = chosen[rows].to(weight.device)
+        moved = torch.zeros_like(wanted[rows]).scatter_(1, at, change)
+        new[rows] = torch.where(free, (weight[rows].double() + moved).to(weight.dtype), weight[rows])
     return new
+
+
+def _alike(counts: Tensor) -> Iterator[Tensor]:
+    """Rows in groups of nearly as many chosen entries, so that the systems of a group fit into SOLVE_ENTRIES."""
+    order = counts.argsort(descending=True)
+    order = order[counts[order] > 0]
+    while len(order):
+        size = max(1, SOLVE_ENTRIES // int(counts[order[0]]) ** 2)
+        yield order[:size]
+        order = order[size:]
+
+
+def _solved_rows(gram: Tensor, wanted: Tensor, at: Tensor, counts: Tensor) -> Tensor:
+    """x with x G_SS = wanted for each row's S, the first `counts` of `at`; what follows them comes out as 0.
+
+    gram: (i, i); wanted, at: (r, k); counts: (r,). One batch for all rows: a GPU solves them at once.
+    """
+    real = torch.arange(at.shape[1], device=at.device) < counts[:, None]
+    identity = torch.eye(at.shape[1], dtype=gram.dtype, device=gram.device)
+    system = torch.where(real[:, :, None] & real[:, None, :], gram[at[:, :, None], at[:, None, :]], identity)
+    factor = torch.linalg.cholesky(system)
+    return torch.cholesky_solve(torch.where(real, wanted, 0.0)[..., None], factor)[..., 0]
 
 
 def derive_concepts(base: Sequence[Tensor], edited: Sequence[Tensor], concepts: Tensor, *, mu: float) -> Tensor:
@@ -307,90 +317,3 @@ def _speed(
 
 
 UPDATES: dict[str, Callable[..., Any]] = {"recommended": _uce, "uce": _uce, "rece": _rece, "speed": _speed}
-
-
-def edit_tokens(denoiser: Denoiser, concepts: Sequence[Concept], which: EditTokens) -> EditTokenSet:
-    """Encode all prompts once and pair the forget prompts' tokens with their anchors'."""
-    forget = [prompt for concept in concepts for prompt in concept.forget]
-    anchors = [prompt for concept in concepts for prompt in concept.anchor]
-    retain = dict.fromkeys(prompt for concept in concepts for prompt in (*concept.retain, ""))
-    encoded = _encode(denoiser, [*forget, *anchors, *retain])
-    spans = _spans(denoiser, encoded[forget[0]].shape[0])
-    from_, to = [], []
-    for prompt, anchor in zip(forget, anchors):
-        pairs = [pair for span in spans for pair in span.pairs(prompt, anchor, which)]
-        if not pairs:
-            raise ValueError(f"{prompt!r} has no token that its anchor {anchor!r} replaces; give another anchor.")
-        here, there = (list(positions) for positions in zip(*pairs))
-        from_.append(encoded[prompt][here])
-        to.append(encoded[anchor][there])
-    return EditTokenSet(
-        concepts=torch.cat(from_),
-        anchors=torch.cat(to),
-        preserve=torch.cat([encoded[prompt] for prompt in retain]),
-        empty=encoded[""],
-    )
-
-
-def _encode(denoiser: Denoiser, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """Prompt → (T, i) token embeddings in float64."""
-    distinct = list(dict.fromkeys(prompts))
-    batches = [distinct[at : at + ENCODING_BATCH] for at in range(0, len(distinct), ENCODING_BATCH)]
-    parts = [denoiser.encode(batch)["encoder_hidden_states"] for batch in batches]
-    return dict(zip(distinct, torch.cat(parts).double()))
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Positions of the text embedding that one tokenizer fills."""
-
-    tokenizer: Any
-    start: int
-    length: int
-
-    def pairs(self, prompt: str, anchor: str, which: EditTokens) -> list[tuple[int, int]]:
-        ids = [
-            self.tokenizer(text, padding="max_length", max_length=self.length, truncation=True).input_ids
-            for text in (prompt, anchor)
-        ]
-        found = pair_tokens(ids[0], ids[1], self.tokenizer.eos_token_id, which)
-        return [(self.start + here, self.start + there) for here, there in found]
-
-
-def _spans(denoiser: Denoiser, length: int) -> list[_Span]:
-    """SD3 puts T5's tokens after those of its two CLIP encoders, which share positions as SDXL's two do."""
-    pipeline = denoiser.pipeline
-    t5 = getattr(pipeline, "tokenizer_3", None)
-    if t5 is None:
-        return [_Span(pipeline.tokenizer, 0, length)]
-    clip = pipeline.tokenizer.model_max_length
-    return [_Span(pipeline.tokenizer, 0, clip), _Span(t5, clip, length - clip)]
-
-
-def pair_tokens(prompt: Sequence[int], anchor: Sequence[int], end: int, which: EditTokens) -> list[tuple[int, int]]:
-    """Positions of a prompt's tokens and, beside each, the position of the anchor's token that it is mapped to.
-
-    prompt, anchor: token ids, padded to one length; end: id of the end-of-text token. Words that both share are paired
-    with themselves; words that were replaced are paired from the last one backwards, any that are left over with the
-    first of the anchor's (a word that was only dropped, with what follows it); from the end-of-text token on, equal
-    distances from it. `last`: only the last token of the last words that were replaced or dropped.
-    """
-    stop, anchor_stop = _stop(prompt, end), _stop(anchor, end)
-    blocks = SequenceMatcher(None, prompt[:stop], anchor[:anchor_stop], autojunk=False).get_opcodes()
-    changed = [block for block in blocks if block[0] in ("replace", "delete")]
-    if which == "last":
-        return [_backwards(*changed[-1][1:])[-1]] if changed else []
-    words = [pair for block in blocks for pair in _backwards(*block[1:])]
-    rest = min(len(prompt) - stop, len(anchor) - anchor_stop)
-    return words + [(stop + k, anchor_stop + k) for k in range(rest)]
-
-
-def _stop(ids: Sequence[int], end: int) -> int:
-    """Position of the end-of-text token; a prompt that was cut off has none."""
-    return list(ids).index(end) if end in ids else len(ids)
-
-
-def _backwards(start: int, stop: int, anchor_start: int, anchor_stop: int) -> list[tuple[int, int]]:
-    """Positions start … stop − 1 with the anchor's, both read from their last."""
-    shift = anchor_stop - stop
-    return [(here, max(here + shift, anchor_start)) for here in range(start, stop)]

@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .closed_form import EditSettings, edit_tokens, edited_weights, solved, system_of
+from .closed_form import EditSettings, edited_weights, solved, system_of
 from .concepts import Concept
+from .edit_tokens import edit_tokens
 from .models.base import Denoiser
 from .saliency import Score
 from .topk import top_k

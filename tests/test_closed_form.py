@@ -21,14 +21,13 @@ from erase.closed_form import (
     EditSettings,
     derive_concepts,
     edit,
-    edit_tokens,
     edited_weights,
     null_space,
-    pair_tokens,
     prior_filter,
     speed_update,
     uce_update,
 )
+from erase.edit_tokens import edit_tokens, pair_tokens
 from erase.models import Denoiser
 from erase.saliency import SaliencyMask
 from tiny import each_family

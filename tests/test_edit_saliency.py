@@ -14,8 +14,9 @@ from test_closed_form import TINY, normal, problem
 from torch import Tensor
 
 from erase import load_denoiser
-from erase.closed_form import EditSettings, edit, edit_tokens, edited_weights, solved, uce_system
+from erase.closed_form import EditSettings, edit, edited_weights, solved, uce_system
 from erase.edit_saliency import edit_saliency, edit_scores, pursuit
+from erase.edit_tokens import edit_tokens
 from erase.saliency import SaliencyMask, Score
 
 TinyFolder = Callable[[str], Path]
