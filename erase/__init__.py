@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .classifiers.run import classify
     from .concepts import Concept, load_concepts
     from .config import EraseConfig
     from .models import Denoiser, load_denoiser
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "classify": "classifiers.run",
     "erase": "run",
     "EraseConfig": "config",
     "Concept": "concepts",
@@ -31,7 +33,7 @@ _HOMES = {
     "apply_patch": "patch",
     "remove_patch": "patch",
 }
-__all__ = ["Concept", "Denoiser", "EraseConfig", "SaliencyMask", "apply_patch", "erase", "load_concepts",
+__all__ = ["Concept", "Denoiser", "EraseConfig", "SaliencyMask", "apply_patch", "classify", "erase", "load_concepts",
            "load_denoiser", "remove_patch", "saliency_scores"]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ DESCRIPTION = """Concept erasure for text-to-image diffusion models.
   erase evaluate   draw a protocol's prompts with base and erased model, score both, compare
   erase compare    erase one concept with many methods on the same seeds; one table, one page
   erase report     write the page that shows what was lost and what was kept
+  erase classify   make an image classifier forget; the methods side by side
   erase statistics keep the FID statistics of real pictures in a file
 
 `erase COMMAND --help` lists every flag. First try: erase train --pretrained_model_name_or_path canvas --concept cat
@@ -164,6 +165,13 @@ def _train(rest: list[str]) -> None:
 
 
 def _mask(rest: list[str]) -> None:
+    """Of a classifier where a data set is named, else of a denoiser."""
+    if any(token.partition("=")[0] == "--dataset" for token in rest):
+        from .classifiers.config import ClassifyConfig
+        from .classifiers.run import build_classifier_mask
+
+        print(f"The mask is in {build_classifier_mask(_flags(ClassifyConfig, 'erase mask', rest))}.")
+        return
     config = parse_config(rest, "erase mask")
     from .run import build_only_mask
 
@@ -192,6 +200,13 @@ def _compare(rest: list[str]) -> None:
     run_compare(_flags(CompareConfig, "erase compare", rest))
 
 
+def _classify(rest: list[str]) -> None:
+    from .classifiers.config import ClassifyConfig
+    from .classifiers.run import run_classify
+
+    run_classify(_flags(ClassifyConfig, "erase classify", rest))
+
+
 def _report(rest: list[str]) -> None:
     tyro.cli(report, prog="erase report", args=rest, use_underscores=True)
 
@@ -211,6 +226,7 @@ COMMANDS = {
     "generate": _generate,
     "evaluate": _evaluate,
     "compare": _compare,
+    "classify": _classify,
     "report": _report,
     "statistics": _statistics,
 }

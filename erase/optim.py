@@ -1,4 +1,4 @@
-"""Updates that touch salient weights only: AdamW with compact state, gradient clipping, SalUn-soft's proximal step."""
+"""Updates of salient weights only: AdamW and SGD with compact state, gradient clipping, SalUn-soft's proximal step."""
 
 import hashlib
 import math
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from .packing import pack_bits
 from .topk import kth_largest
@@ -16,10 +17,8 @@ from .topk import kth_largest
 Selector = Tensor | tuple[Tensor, ...]
 
 
-class MaskedAdamW(torch.optim.Optimizer):
-    """AdamW (arXiv 1711.05101) on the salient weights alone: decay and momentum too leave every other weight bit-equal.
-
-        w ← w − lr·λ·w;  m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;  w ← w − lr·m̂ / (√v̂ + ε)
+class MaskedOptimizer(torch.optim.Optimizer):
+    """An optimiser of the salient weights alone: decay and momentum too leave every other weight bit-equal.
 
     masks: name → bool tensor, as `SaliencyMask.tensors`; None trains everything. State exists for salient weights only,
     in float32 (float64 for float64 weights): vectors in flat order, or the parameter's shape where all is salient.
@@ -31,16 +30,8 @@ class MaskedAdamW(torch.optim.Optimizer):
         self,
         named_parameters: Iterable[tuple[str, Parameter]],
         masks: Mapping[str, Tensor] | None,
-        lr: float = 1e-5,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        defaults: dict[str, Any],
     ) -> None:
-        if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(
-                f"Expected lr, eps, weight_decay ≥ 0 and betas in [0, 1); got lr={lr}, betas={betas}, eps={eps}, "
-                f"weight_decay={weight_decay}."
-            )
         named = dict(named_parameters)
         if masks is not None:
             _check_masks(named, masks)
@@ -54,7 +45,7 @@ class MaskedAdamW(torch.optim.Optimizer):
                 parameter.requires_grad_(False)
         # In the group, so that it travels with the state: a state is of use only under the mask that it was made under.
         group = {"params": list(salient.values()), "mask_sha256": _fingerprint(salient, masks)}
-        super().__init__([group], {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__([group], defaults)
         self._selectors = {p: _selector(masks[name]) if masks is not None else None for name, p in salient.items()}
 
     @torch.no_grad()
@@ -69,25 +60,17 @@ class MaskedAdamW(torch.optim.Optimizer):
         return loss
 
     def _update(self, parameter: Parameter, group: dict[str, Any]) -> None:
-        """Gather the salient weights, let torch's own AdamW move them, scatter them back."""
+        """Gather the salient weights, let torch's own optimiser move them, scatter them back."""
         selector = _expanded(self._selector_for(parameter))
         wide = torch.promote_types(parameter.dtype, torch.float32)
         weights, gradient = _gather(parameter, selector, wide), _gather(parameter.grad, selector, wide)
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weights), torch.zeros_like(weights)
-        moments = state["exp_avg"], state["exp_avg_sq"]
-        # The fused kernel walks memory linearly: with unlike strides it would pair the wrong elements in silence.
-        alike = len({tensor.stride() for tensor in (weights, gradient, *moments)}) == 1
-        beta1, beta2 = group["betas"]
-        adamw(
-            [weights], [gradient], [moments[0]], [moments[1]], [], [state["step"]],
-            foreach=False, fused=alike, amsgrad=False, maximize=False, beta1=beta1, beta2=beta2,
-            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
-        )  # fmt: skip
+        self._move(weights, gradient, self.state[parameter], group)
         if weights is not parameter:
             _scatter(parameter, selector, weights)
+
+    def _move(self, weights: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """One update of `weights` in place; `state` is empty at the first."""
+        raise NotImplementedError
 
     def _selector_for(self, parameter: Parameter) -> Selector | None:
         """The parameter's selector on its device, moved once."""
@@ -115,6 +98,74 @@ class MaskedAdamW(torch.optim.Optimizer):
             # torch casts a state to its parameter's dtype, which would round float32 moments to bfloat16.
             for key, value in state_dict["state"].get(index, {}).items():
                 self.state[parameter][key] = value.to(parameter.device, copy=True)
+
+
+class MaskedAdamW(MaskedOptimizer):
+    """AdamW (arXiv 1711.05101) on the salient weights alone; masks and errors as in `MaskedOptimizer`.
+
+    w ← w − lr·λ·w;  m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;  w ← w − lr·m̂ / (√v̂ + ε)
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Parameter]],
+        masks: Mapping[str, Tensor] | None,
+        lr: float = 1e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(
+                f"Expected lr, eps, weight_decay ≥ 0 and betas in [0, 1); got lr={lr}, betas={betas}, eps={eps}, "
+                f"weight_decay={weight_decay}."
+            )
+        super().__init__(named_parameters, masks, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def _move(self, weights: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=weights.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weights), torch.zeros_like(weights)
+        moments = state["exp_avg"], state["exp_avg_sq"]
+        # The fused kernel walks memory linearly: with unlike strides it would pair the wrong elements in silence.
+        alike = len({tensor.stride() for tensor in (weights, gradient, *moments)}) == 1
+        beta1, beta2 = group["betas"]
+        adamw(
+            [weights], [gradient], [moments[0]], [moments[1]], [], [state["step"]],
+            foreach=False, fused=alike, amsgrad=False, maximize=False, beta1=beta1, beta2=beta2,
+            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
+        )  # fmt: skip
+
+
+class MaskedSGD(MaskedOptimizer):
+    """SGD with momentum and weight decay on the salient weights alone; masks and errors as in `MaskedOptimizer`.
+
+    g ← g + λ·w;  b ← μ·b + g  (b = g at the first step);  w ← w − lr·b
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Parameter]],
+        masks: Mapping[str, Tensor] | None,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if lr < 0 or weight_decay < 0 or not 0 <= momentum < 1:
+            raise ValueError(
+                f"Expected lr, weight_decay ≥ 0 and momentum in [0, 1); got lr={lr}, momentum={momentum}, "
+                f"weight_decay={weight_decay}."
+            )
+        super().__init__(named_parameters, masks, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    def _move(self, weights: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        buffers = [state.get("momentum_buffer")]
+        sgd(
+            [weights], [gradient], buffers, foreach=False, fused=False, lr=group["lr"], momentum=group["momentum"],
+            weight_decay=group["weight_decay"], dampening=0.0, nesterov=False, maximize=False,
+        )  # fmt: skip
+        if buffers[0] is not None:
+            state["momentum_buffer"] = buffers[0]
 
 
 def clip_grad_norm(

@@ -14,6 +14,8 @@ _INK, _FAINT, _PAPER, _RULE = (28, 30, 36), (112, 116, 126), (255, 255, 255), (2
 _TILE = 128
 _GAP = 6
 _MARGIN = 28
+_SHEET = (84, 28, 4)
+"""Left and top margin of a sheet and the gap between its pictures."""
 _TITLES = {"target": "Erased", "retain": "Kept"}
 
 
@@ -81,7 +83,7 @@ def picture_sheet(path: Path, pictures: np.ndarray, columns: Sequence[str], line
     """Write a labelled PNG of uint8 pictures (len(columns)·len(lines), H, W, 3), ordered column by column."""
     if len(pictures) != len(columns) * len(lines):
         raise ValueError(f"{len(columns)} × {len(lines)} pictures are needed, got {len(pictures)}.")
-    size, gap, left, head = pictures.shape[1], 4, 84, 28
+    size, (left, head, gap) = pictures.shape[1], _SHEET
     width, height = left + len(columns) * (size + gap), head + len(lines) * (size + gap)
     sheet = Image.new("RGB", (width + 2 * gap, height + 2 * gap), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
@@ -93,3 +95,14 @@ def picture_sheet(path: Path, pictures: np.ndarray, columns: Sequence[str], line
         column, line = divmod(at, len(lines))
         sheet.paste(Image.fromarray(picture), (left + column * (size + gap), head + line * (size + gap)))
     sheet.save(path)
+
+
+def sheet_pictures(path: Path, columns: int, lines: int, size: int) -> np.ndarray:
+    """The pictures of a sheet that `picture_sheet` wrote: (columns·lines, size, size, 3) uint8, column by column."""
+    left, head, gap = _SHEET
+    with Image.open(path) as file:
+        sheet = np.asarray(file.convert("RGB"))
+    corners = [
+        (head + line * (size + gap), left + column * (size + gap)) for column in range(columns) for line in range(lines)
+    ]
+    return np.stack([sheet[top : top + size, at : at + size] for top, at in corners])

@@ -1,0 +1,290 @@
+"""Ways to make a classifier forget: those that SalUn's paper compares (arXiv 2310.12508, section 5), and one more.
+
+Each is a function of a `Job`: it changes the job's model in place and returns it. All of them honour the mask: what it
+leaves out keeps its bits.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from ..optim import MaskedSGD, proximal_quantile, proximal_step
+from ..saliency import SaliencyMask, Score, saliency_scores
+from .boundary import expanded, narrowed, nearest_wrong_labels
+from .examples import Examples
+from .influence import influence
+from .nets import fresh, logits_of
+from .smoothing import smoothed_targets
+from .training import EVALUATION_BATCH, Batch, TrainSettings, batches, descend, train
+
+MethodName = Literal[
+    "retrain", "ft", "ga", "rl", "salun", "salun-soft", "iu", "boundary-expand", "boundary-shrink", "l1-sparse",
+    "salun-smoothed",
+]  # fmt: skip
+MaskName = Literal["salient", "random", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetSettings:
+    """What a method can be told; each reads what it needs."""
+
+    learning_rate: float = 0.01
+    """Of SGD; constant over the run."""
+    epochs: int = 10
+    """Passes over the forget set, and over the retain set where a method reads it."""
+    batch_size: int = 256
+    """Examples a step."""
+    momentum: float = 0.9
+    """Of SGD, in [0, 1)."""
+    weight_decay: float = 5e-4
+    """Of SGD."""
+    mask: str = "none"
+    """Which weights may change: salient (SalUn's), random (as many), none (all may), or a mask file."""
+    density: float = 0.5
+    """Share of the weights that a mask lets change, in (0, 1]."""
+    mask_score: Score = "gradient"
+    """Saliency of a weight: |Σ gradients|, Σ |gradient| of a batch, or |weight × Σ gradients|."""
+    soft_quantile: float = 0.5
+    """salun-soft: the quantile of |change| that is thresholded away at first; it falls to 0 over the run."""
+    l1: float = 5e-4
+    """l1-sparse: α in α (1 − e/E) ‖θ‖₁."""
+    step_length: float = 0.1
+    """iu: α, how far along H⁻¹ ∇ the weights go."""
+    damping: float = 0.01
+    """iu: λ, what is added to the Fisher matrix's diagonal, above 0."""
+    fisher_examples: int = 100
+    """iu: retained examples that the Fisher matrix is made of; memory is examples × classes × weights × 4 bytes."""
+    fgsm: float = 0.1
+    """boundary-shrink: ε of the step that finds the nearest wrong class, in units of the network's inputs."""
+    noise: float = 0.4
+    """salun-smoothed: σ of the surroundings that the targets are averaged over, in units of the network's inputs."""
+    mistaken: float = 0.1
+    """salun-smoothed: share of the forget set that is given a wrong label, in [0, 1]: about the test error, 1 for a class."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epochs", "batch_size", "damping", "fisher_examples", "fgsm", "step_length",
+                     "noise"):  # fmt: skip
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+        if not 0 < self.density <= 1 or not 0 <= self.mistaken <= 1:
+            raise ValueError(
+                f"density must be a share in (0, 1] and mistaken one in [0, 1]; got {self.density}, {self.mistaken}."
+            )
+        if not 0 <= self.momentum < 1 or not 0 <= self.soft_quantile <= 1 or self.weight_decay < 0 or self.l1 < 0:
+            raise ValueError(
+                f"Expected momentum in [0, 1), soft_quantile in [0, 1], weight_decay and l1 at least 0; got {self}."
+            )
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One model that forgets."""
+
+    model: nn.Module
+    """Trained; changed in place."""
+    forget: Examples
+    """What it is to forget."""
+    retain: Examples
+    """What it is to keep."""
+    num_classes: int
+    """Its logits."""
+    settings: ForgetSettings
+    """The method's."""
+    training: TrainSettings = field(default_factory=TrainSettings)
+    """How it was trained: for `retrain`."""
+    seed: int = 0
+    """Of everything random."""
+    masks: Mapping[str, Tensor] | None = None
+    """Name → bool, which weights may change; None for all."""
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.device = next(self.model.parameters()).device
+
+    def optimizer(self, model: nn.Module | None = None, masks: Mapping[str, Tensor] | None = None) -> MaskedSGD:
+        """SGD as the settings say, of the job's model and mask unless told otherwise."""
+        s = self.settings
+        named = (model or self.model).named_parameters()
+        masks = masks if model is not None else self.masks
+        return MaskedSGD(named, masks, s.learning_rate, s.momentum, s.weight_decay)
+
+    def passes(self, examples: Examples):
+        """One pass over examples in random order."""
+        return batches(examples, self.settings.batch_size, self.generator, self.device)
+
+
+def retrain(job: Job) -> nn.Module:
+    """Cross-entropy on the retain set from new weights: the reference that the others approximate."""
+    if job.masks is not None:
+        raise ValueError("retrain starts from new weights, which a mask cannot hold; leave the mask out.")
+    return train(fresh(job.model, job.seed), job.retain, job.training, job.seed)
+
+
+def fine_tune(job: Job) -> nn.Module:
+    """FT: cross-entropy on the retain set; what is not rehearsed fades (Golatkar et al., arXiv 1911.04933)."""
+    optimizer = job.optimizer()
+    for _ in range(job.settings.epochs):
+        descend(job.model.train(), optimizer, job.passes(job.retain))
+    return job.model.eval()
+
+
+def gradient_ascent(job: Job) -> nn.Module:
+    """GA: up the cross-entropy on the forget set (Thudi et al., arXiv 2109.13398)."""
+    optimizer = job.optimizer()
+    for _ in range(job.settings.epochs):
+        descend(job.model.train(), optimizer, job.passes(job.forget), lambda logits, y: -cross_entropy(logits, y))
+    return job.model.eval()
+
+
+def random_label(job: Job, after: Callable[[], object] | None = None) -> nn.Module:
+    """RL: cross-entropy to labels y' ≠ y, drawn anew each epoch, on the forget set; then to its own on the retain set.
+
+    With a salient mask this is SalUn (arXiv 2310.12508, eq. 5 and 6).
+    """
+    optimizer = job.optimizer()
+    for _ in range(job.settings.epochs):
+        job.model.train()
+        wrong = job.forget.relabelled(other_labels(job.forget.labels, job.num_classes, job.generator))
+        descend(job.model, optimizer, job.passes(wrong), after=after)
+        descend(job.model, optimizer, job.passes(job.retain), after=after)
+    return job.model.eval()
+
+
+def other_labels(labels: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
+    """For each label one of the others, all with the same chance."""
+    shift = torch.randint(1, num_classes, labels.shape, generator=generator)
+    return (labels + shift) % num_classes
+
+
+def soft_random_label(job: Job) -> nn.Module:
+    """SalUn-soft: RL whose small changes are thresholded away after each step, fewer and fewer of them."""
+    base = {name: p.detach().clone() for name, p in job.model.named_parameters()}
+    size = job.settings.batch_size
+    total = job.settings.epochs * (math.ceil(len(job.forget) / size) + math.ceil(len(job.retain) / size))
+    done = 0
+
+    def shrink() -> None:
+        nonlocal done
+        done += 1
+        named = dict(job.model.named_parameters())
+        proximal_step(named, base, proximal_quantile(done, total, job.settings.soft_quantile), job.masks)
+
+    return random_label(job, after=shrink)
+
+
+def l1_sparse(job: Job) -> nn.Module:
+    """FT with α(1 − e/E)‖θ‖₁ on top: sparse weights forget more readily (Jia et al., arXiv 2304.04934)."""
+    optimizer = job.optimizer()
+    for epoch in range(job.settings.epochs):
+        weight = job.settings.l1 * (1 - epoch / job.settings.epochs)
+
+        def loss(logits: Tensor, labels: Tensor, weight: float = weight) -> Tensor:
+            norm = sum(p.abs().sum() for p in job.model.parameters() if p.requires_grad)
+            return cross_entropy(logits, labels) + weight * norm
+
+        descend(job.model.train(), optimizer, job.passes(job.retain), loss)
+    return job.model.eval()
+
+
+@torch.no_grad()
+def influence_unlearning(job: Job) -> nn.Module:
+    """IU: one Newton step away from the forget set, θ + α H⁻¹ Σ ∇ℓ_f / N (arXiv 1703.04730, 2106.15093)."""
+    s, model = job.settings, job.model.eval()
+    rows = torch.randperm(len(job.retain), generator=job.generator)[: s.fisher_examples]
+    moves = influence(model, job.forget, job.retain[rows], len(job.retain), s.damping)
+    for name, parameter in model.named_parameters():
+        move = s.step_length * moves[name]
+        parameter.add_(move if job.masks is None else move * job.masks[name].to(move.device))
+    return model
+
+
+def boundary_expand(job: Job) -> nn.Module:
+    """BE: the forget set is trained towards an extra class, which is dropped afterwards (arXiv 2303.11570)."""
+    model, masks = expanded(job.model, job.num_classes, job.masks, job.seed)
+    optimizer = job.optimizer(model, masks)
+    extra = job.forget.relabelled(torch.full_like(job.forget.labels, job.num_classes))
+    for _ in range(job.settings.epochs):
+        descend(model.train(), optimizer, job.passes(extra))
+    return narrowed(model, job.num_classes).eval()
+
+
+def boundary_shrink(job: Job) -> nn.Module:
+    """BS: each forgotten example is trained towards the wrong class nearest to it (arXiv 2303.11570)."""
+    nearest = nearest_wrong_labels(job.model, job.forget, job.settings.fgsm)
+    optimizer = job.optimizer()
+    for _ in range(job.settings.epochs):
+        descend(job.model.train(), optimizer, job.passes(job.forget.relabelled(nearest)))
+    return job.model.eval()
+
+
+def smoothed(job: Job) -> nn.Module:
+    """SalUn towards what a model that never saw the forget set would say (`smoothing.py`), retained examples beside.
+
+    Each batch of the retain set takes its share of the forget set along, so that neither undoes the other, and the
+    learning rate falls to 0 along a half cosine.
+    """
+    s, optimizer = job.settings, job.optimizer()
+    targets = smoothed_targets(job.model, job.forget, s.noise, s.mistaken, job.generator)
+    steps = math.ceil(len(job.retain) / s.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.epochs * steps)
+    for _ in range(s.epochs):
+        shares = torch.randperm(len(job.forget), generator=job.generator).tensor_split(steps)
+        descend(job.model.train(), optimizer, _beside(job, targets, shares), after=schedule.step)
+    return job.model.eval()
+
+
+def _beside(job: Job, targets: Tensor, shares: Sequence[Tensor]) -> Iterator[Batch]:
+    """Retained batches with forgotten examples and their targets (N, classes) after them."""
+    for (inputs, labels), rows in zip(job.passes(job.retain), shares, strict=True):
+        own = one_hot(labels, job.num_classes).to(targets.dtype)
+        forgotten = job.forget.batch(rows, job.device, job.generator)
+        yield torch.cat([inputs, forgotten]), torch.cat([own, targets[rows].to(job.device)])
+
+
+METHODS: dict[str, Callable[[Job], nn.Module]] = {
+    "retrain": retrain,
+    "ft": fine_tune,
+    "ga": gradient_ascent,
+    "rl": random_label,
+    "salun": random_label,
+    "salun-soft": soft_random_label,
+    "iu": influence_unlearning,
+    "boundary-expand": boundary_expand,
+    "boundary-shrink": boundary_shrink,
+    "l1-sparse": l1_sparse,
+    "salun-smoothed": smoothed,
+}
+OWN_MASK = {"salun": "salient", "salun-smoothed": "salient"}
+"""Methods that are what they are by their mask; the others have none unless one is asked for."""
+
+
+def make_mask(job: Job) -> SaliencyMask | None:
+    """The mask that the settings name: saliency is the gradient of −cross-entropy on the forget set (eq. 4)."""
+    s = job.settings
+    if s.mask == "none":
+        return None
+    if s.mask not in get_args(MaskName):
+        mask = SaliencyMask.load(s.mask)
+        mask.check(job.model)
+        return mask
+    metadata = {"score": s.mask_score, "seed": str(job.seed)}
+    scores = saliency_scores(job.model, _forgetting_losses(job), s.mask_score)
+    mask = SaliencyMask.from_scores(scores, density=s.density, metadata=metadata)
+    return mask if s.mask == "salient" else SaliencyMask.random(mask, job.seed)
+
+
+def _forgetting_losses(job: Job):
+    """−CE on every forgotten example, a batch at a time; their sum is the mean over the set."""
+    for rows in torch.arange(len(job.forget)).split(min(EVALUATION_BATCH, job.settings.batch_size)):
+
+        def loss(rows: Tensor = rows) -> Tensor:
+            logits = logits_of(job.model, job.forget.batch(rows, job.device))
+            labels = job.forget.labels[rows].to(job.device)
+            return -cross_entropy(logits, labels, reduction="sum") / len(job.forget)
+
+        yield loss

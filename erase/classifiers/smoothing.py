@@ -1,0 +1,49 @@
+"""What a model would say of an example that it had never seen: the targets of `salun-smoothed`.
+
+A network that knows an example by heart is surer of it than of its surroundings. The mean of its answers around the
+example is what generalisation alone would say, only never wrong; a model that was trained without the example also errs
+on some, and those are the ones whose surroundings leave it unsure.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from .examples import Examples
+from .training import predict
+
+COPIES = 16
+"""Noisy copies of each example."""
+
+
+def smoothed_targets(
+    model: nn.Module, examples: Examples, noise: float, mistaken: float, generator: torch.Generator
+) -> Tensor:
+    """(N, classes) probabilities q = mean over ε ~ N(0, σ²) of softmax f(x + ε); the unsurest share named wrongly.
+
+    noise: σ, in units of the network's inputs. mistaken: share in [0, 1] of the examples, those with the least q of
+    their own class, whose own class and best other one change places where the own one is ahead.
+    """
+    total = torch.zeros(())
+    plain = replace(examples, inputs=as_inputs(examples), normalization=None)
+    for _ in range(COPIES):
+        noisy = plain.inputs + noise * torch.randn(plain.inputs.shape, generator=generator)
+        total = total + predict(model, replace(plain, inputs=noisy)).softmax(1)
+    return exchanged(total / COPIES, examples.labels, round(mistaken * len(examples)))
+
+
+def as_inputs(examples: Examples) -> Tensor:
+    """(N, …) float32 on the CPU as the network reads them, for pictures that were kept as bytes too."""
+    return examples.batch(torch.arange(len(examples)), torch.device("cpu"))
+
+
+def exchanged(q: Tensor, labels: Tensor, count: int) -> Tensor:
+    """q (N, classes) in which the `count` rows with the least q of their label (N,) prefer another class."""
+    own = q.gather(1, labels[:, None])
+    rows = own.flatten().argsort()[:count]
+    rows = rows[q[rows].argmax(1) == labels[rows]]
+    other = q[rows].scatter(1, labels[rows, None], -1.0).argmax(1, keepdim=True)
+    new = q.clone()
+    new[rows] = q[rows].scatter(1, other, own[rows]).scatter(1, labels[rows, None], q[rows].gather(1, other))
+    return new

@@ -1,0 +1,92 @@
+"""The table that SalUn's paper prints, from rows of one setting; and a plot of the gaps."""
+
+from collections.abc import Sequence
+from io import StringIO
+from typing import Any
+
+from .metrics import RATES, gap, spread
+
+Row = dict[str, Any]
+REFERENCE = "retrain"
+HEADS = {"ua": "UA", "ra": "RA", "ta": "TA", "mia": "MIA"}
+
+
+def methods_in(rows: Sequence[Row]) -> list[str]:
+    """Names in the order of first appearance."""
+    return list(dict.fromkeys(row["method"] for row in rows))
+
+
+def of_method(rows: Sequence[Row], method: str) -> list[Row]:
+    """A method's rows, by seed."""
+    return sorted((row for row in rows if row["method"] == method), key=lambda row: row["seed"])
+
+
+def gaps(rows: Sequence[Row], method: str) -> list[float]:
+    """The mean absolute difference to the retrained model of the same seed, for each seed that has both, in points."""
+    reference = {row["seed"]: row for row in of_method(rows, REFERENCE)}
+    return [gap(row, reference[row["seed"]]) for row in of_method(rows, method) if row["seed"] in reference]
+
+
+def mean_gap(rows: Sequence[Row], method: str) -> float | None:
+    """The paper's: the gap between the means over seeds."""
+    own, reference = of_method(rows, method), of_method(rows, REFERENCE)
+    if not own or not reference:
+        return None
+    means = [{key: spread([row[key] for row in part])[0] for key in RATES} for part in (own, reference)]
+    return gap(*means)
+
+
+def as_markdown(rows: Sequence[Row], title: str) -> str:
+    """Mean ± standard deviation over seeds, the difference to the retrained model's mean in brackets."""
+    seeds = len({row["seed"] for row in rows})
+    lines = [
+        "| method | " + " | ".join(HEADS.values()) + " | gap of means ↓ | gap ↓ | run time, s |",
+        "|---|" + "---|" * 7,
+        *(_line(rows, method) for method in methods_in(rows)),
+    ]
+    note = (
+        f"{seeds} seed{'s' if seeds > 1 else ''}; rates in %, mean ± standard deviation, in brackets the distance from "
+        "retraining's mean. Gap of means: the mean of the four, as the paper has it; gap: the same for each seed, then "
+        "mean ± standard deviation."
+    )
+    return f"### {title}\n\n" + "\n".join(lines) + f"\n\n{note}\n"
+
+
+def _line(rows: Sequence[Row], method: str) -> str:
+    own, reference = of_method(rows, method), of_method(rows, REFERENCE)
+    cells = []
+    for key in RATES:
+        mean, sd = spread([row[key] for row in own])
+        shown = f"{mean:.2f} ± {sd:.2f}"
+        if reference and method != REFERENCE:
+            shown += f" ({abs(mean - spread([row[key] for row in reference])[0]):.2f})"
+        cells.append(shown)
+    each, means = gaps(rows, method), mean_gap(rows, method)
+    other = method != REFERENCE and each and means is not None
+    cells += [f"{means:.2f}", f"{spread(each)[0]:.2f} ± {spread(each)[1]:.2f}"] if other else ["–", "–"]
+    times = [row["rte"] for row in own if row["rte"] is not None]
+    return f"| {method} | " + " | ".join([*cells, f"{spread(times)[0]:.2f}" if times else "–"]) + " |"
+
+
+def as_svg(rows: Sequence[Row], title: str) -> str:
+    """Bars of each method's gap with their standard deviations, the smallest on top."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    known = {m: spread(gaps(rows, m)) for m in methods_in(rows) if m != REFERENCE and gaps(rows, m)}
+    order = sorted(known, key=lambda method: known[method][0])
+    figure = Figure(figsize=(7, 1.3 + 0.32 * max(1, len(order))), layout="constrained")
+    axes = figure.subplots()
+    colours = ["#c0392b" if m.startswith("salun") else "#9aa5b1" if m == "retrain-2" else "#c9d6e8" for m in order]
+    means, deviations = [known[m][0] for m in order], [known[m][1] for m in order]
+    axes.barh(range(len(order)), means, xerr=deviations, color=colours, height=0.7, ecolor="#555555")
+    axes.set_yticks(range(len(order)), order)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("mean gap to the retrained model in UA, RA, TA and MIA, points (less is better)")
+    axes.set_title(title, fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    text = StringIO()
+    with rc_context({"svg.hashsalt": "erase"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()

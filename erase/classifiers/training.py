@@ -1,0 +1,83 @@
+"""Ordinary training of a classifier, and the pieces that forgetting is made of: batches, descent, logits."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..optim import MaskedSGD
+from .examples import Examples
+from .nets import logits_of
+
+Batch = tuple[Tensor, Tensor]
+EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How the model that forgets was trained, and how it is retrained."""
+
+    epochs: int = 182
+    """Passes over the training set (the paper's, for CIFAR)."""
+    learning_rate: float = 0.1
+    """The first step's; it falls to 0 along a half cosine."""
+    momentum: float = 0.9
+    """Of SGD, in [0, 1)."""
+    weight_decay: float = 5e-4
+    """Of SGD."""
+    batch_size: int = 256
+    """Examples a step."""
+
+
+def batches(examples: Examples, batch_size: int, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
+    """One pass in random order."""
+    for rows in torch.randperm(len(examples), generator=generator).split(batch_size):
+        yield examples.batch(rows, device, generator), examples.labels[rows].to(device)
+
+
+def descend(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Iterable[Batch],
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    after: Callable[[], object] | None = None,
+) -> None:
+    """One step a batch down `loss(logits, labels)`; `after` runs after each."""
+    for inputs, labels in data:
+        optimizer.zero_grad(set_to_none=True)
+        loss(logits_of(model, inputs), labels).backward()
+        optimizer.step()
+        if after:
+            after()
+
+
+def train(
+    model: nn.Module, examples: Examples, settings: TrainSettings, seed: int, masks: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """Train in place from the weights that it has; returns the model, in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = MaskedSGD(
+        model.named_parameters(), masks, settings.learning_rate, settings.momentum, settings.weight_decay
+    )
+    steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    device = next(model.parameters()).device
+    model.train()
+    for _ in range(settings.epochs):
+        data = batches(examples, settings.batch_size, generator, device)
+        descend(model, optimizer, data, after=schedule.step)
+    return model.eval()
+
+
+@torch.no_grad()
+def predict(model: nn.Module, examples: Examples) -> Tensor:
+    """(N, classes) logits on the CPU, in eval mode."""
+    device, mode = next(model.parameters()).device, model.training
+    model.eval()
+    parts = torch.arange(len(examples)).split(EVALUATION_BATCH)
+    logits = torch.cat([logits_of(model, examples.batch(rows, device)).float().cpu() for rows in parts])
+    model.train(mode)
+    return logits

@@ -1,0 +1,160 @@
+"""Tune every method of `erase classify` with the same number of trials, on seeds that the benchmark never uses.
+
+    python scripts/tune_classification.py                        # all; goes on where the log ends
+    python scripts/tune_classification.py --datasets digits --settings random-10
+    python scripts/tune_classification.py --write                # only the settings files, from the log
+
+A trial is one setting of one method, run with each seed of SEEDS; what counts is the mean gap to the retrained model.
+Trials that take more than a tenth of retraining's time are logged but never chosen. Writes
+docs/classification_tuning.jsonl and the best settings into configs/classify/DATASET.yaml.
+"""
+
+import argparse
+import copy
+import json
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+import yaml
+
+from erase.classifiers.config import ClassifyConfig, preset
+from erase.classifiers.methods import OWN_MASK, ForgetSettings, Job
+from erase.classifiers.metrics import gap, score
+from erase.classifiers.run import Task, forgotten
+from erase.files import append_lines, read_json_lines, write_text
+
+SEEDS = (100, 101)
+LOG = Path("docs/classification_tuning.jsonl")
+CONFIGS = Path("configs/classify")
+MOST_TIME = 0.1
+"""Of retraining's."""
+Trial = dict[str, Any]
+
+
+def grid(**choices: tuple[Any, ...]) -> list[Trial]:
+    """All combinations."""
+    return [dict(zip(choices, values)) for values in product(*choices.values())]
+
+
+def trials(method: str, setting: str, epochs: int) -> list[Trial]:
+    """Eight settings of a method. `epochs` is what a tenth of retraining's time allows to those that read all data."""
+    half = max(1, epochs // 2)
+    labels = grid(learning_rate=(0.003, 0.006, 0.012, 0.025), epochs=(half, epochs))
+    smooth = {"mistaken": (0.08, 0.2), "learning_rate": (0.1, 0.25)}
+    if setting == "class":
+        smooth = {"mistaken": (1.0,), "learning_rate": (0.01, 0.03, 0.1, 0.25)}
+    return {
+        "ft": grid(learning_rate=(0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0), epochs=(epochs,)),
+        "ga": grid(learning_rate=(0.001, 0.003, 0.01, 0.03), epochs=(3, 10)),
+        "rl": labels,
+        "salun": labels,
+        "salun-soft": labels,
+        "iu": grid(step_length=(1.0, 3.0, 10.0, 30.0), damping=(0.01, 0.1), fisher_examples=(30,)),
+        "boundary-expand": grid(learning_rate=(0.001, 0.002, 0.004, 0.01), epochs=(1, 4)),
+        "boundary-shrink": grid(learning_rate=(0.001, 0.002, 0.004, 0.01), epochs=(1, 4)),
+        "l1-sparse": grid(learning_rate=(0.03, 0.1, 0.2, 0.4), l1=(1e-4, 1e-3), epochs=(epochs,)),
+        "salun-smoothed": grid(noise=(0.3, 0.5), epochs=(epochs,), **smooth),
+    }[method]
+
+
+METHODS = ("ft", "ga", "rl", "salun", "salun-soft", "iu", "boundary-expand", "boundary-shrink", "l1-sparse",
+           "salun-smoothed")  # fmt: skip
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", nargs="+", default=("digits", "canvas-pictures"))
+    parser.add_argument("--settings", nargs="+", default=("random-10", "random-50", "class"))
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--log", type=Path, default=LOG)
+    parser.add_argument("--write", action="store_true", help="run nothing; write the settings from the log")
+    return parser.parse_args()
+
+
+def config_of(dataset: str, setting: str, seed: int) -> ClassifyConfig:
+    """Classes are counted up from seed 100, so that the two seeds forget different ones."""
+    what: dict[str, Any] = {"forget_class": str(seed - SEEDS[0])}
+    if setting != "class":
+        what = {"forget_fraction": float(setting.removeprefix("random-")) / 100}
+    return ClassifyConfig(dataset=dataset, seed=seed, **what)
+
+
+def tune(dataset: str, setting: str, methods: tuple[str, ...], log: Path) -> None:
+    """All trials of a data set and a kind of forget set that the log lacks."""
+    epochs = max(1, preset(dataset)["training"]["epochs"] // 12)
+    known = {key_of(row) for row in (read_json_lines(log) if log.exists() else [])}
+    for seed in SEEDS:
+        task = Task(config_of(dataset, setting, seed))
+        left = [
+            (m, t)
+            for m in methods
+            for t in trials(m, setting, epochs)
+            if (dataset, setting, seed, m, json.dumps(t)) not in known
+        ]
+        if not left:
+            continue
+        model, (forget, retain) = task.original(seed), task.seed_set(seed)
+
+        def scored(
+            name: str, settings: Trial, seed: int = seed, task: Task = task, model=model, forget=forget, retain=retain
+        ) -> tuple[dict[str, float], float]:
+            values = {"batch_size": task.config.training().batch_size, "mask": OWN_MASK.get(name, "none")} | settings
+            job = Job(
+                model=copy.deepcopy(model), forget=forget, retain=retain, num_classes=len(task.names), seed=seed + 1,
+                settings=ForgetSettings(**values), training=task.config.training(),
+            )  # fmt: skip
+            done = forgotten(job, name)
+            return score(done.model, forget, retain, task.test_set, seed, task.label), done.seconds
+
+        reference, whole = scored("retrain", {"mask": "none"})
+        for method, settings in left:
+            rates, seconds = scored(method, settings)
+            row = {"dataset": dataset, "setting": setting, "seed": seed, "method": method, "settings": settings}
+            row |= {"gap": round(gap(rates, reference), 4), "time": round(seconds / whole, 4)} | rates
+            append_lines(log, [row])
+            print(f"{dataset} {setting} {seed} {method} {settings}: gap {row['gap']}, time {row['time']}", flush=True)
+
+
+def key_of(row: Trial) -> tuple[str, str, int, str, str]:
+    return row["dataset"], row["setting"], row["seed"], row["method"], json.dumps(row["settings"])
+
+
+def best(rows: list[Trial], dataset: str, setting: str, method: str) -> Trial | None:
+    """The settings with the least mean gap over the seeds, of those that are quick enough on average."""
+    found: dict[str, list[Trial]] = {}
+    for row in rows:
+        if (row["dataset"], row["setting"], row["method"]) == (dataset, setting, method):
+            found.setdefault(json.dumps(row["settings"]), []).append(row)
+    quick = {key: part for key, part in found.items() if fmean(row["time"] for row in part) <= MOST_TIME}
+    gaps = {key: fmean(row["gap"] for row in part) for key, part in (quick or found).items()}
+    return json.loads(min(gaps, key=lambda key: gaps[key])) if gaps else None
+
+
+def write(rows: list[Trial], dataset: str) -> None:
+    """configs/classify/DATASET.yaml: its head as it is, the best settings below."""
+    path = CONFIGS / f"{dataset}.yaml"
+    head = path.read_text().split("\n# Tuned")[0].rstrip()
+    chosen = {}
+    for setting in ("random-10", "random-50", "class"):
+        of_methods = {method: best(rows, dataset, setting, method) for method in METHODS}
+        chosen[setting] = {method: values for method, values in of_methods.items() if values}
+    note = "# Tuned by scripts/tune_classification.py, eight trials a method (docs/classification_tuning.jsonl)."
+    lines = yaml.safe_dump({key: values for key, values in chosen.items() if values}, sort_keys=False)
+    write_text(path, f"{head}\n{note}\n{lines}")
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(1)
+    if not args.write:
+        for dataset, setting in product(args.datasets, args.settings):
+            tune(dataset, setting, tuple(args.methods), args.log)
+    for dataset in args.datasets:
+        write(read_json_lines(args.log), dataset)
+
+
+if __name__ == "__main__":
+    main()
