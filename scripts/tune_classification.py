@@ -22,7 +22,7 @@ import yaml
 
 from erase.classifiers.config import ClassifyConfig, preset
 from erase.classifiers.methods import OWN_MASK, ForgetSettings, Job
-from erase.classifiers.metrics import gap, score
+from erase.classifiers.metrics import RATES, gap, score
 from erase.classifiers.run import Task, forgotten
 from erase.files import append_lines, read_json_lines, write_text
 
@@ -111,9 +111,13 @@ def tune(dataset: str, setting: str, methods: tuple[str, ...], log: Path) -> Non
 
         reference, whole = scored("retrain", {"mask": "none"})
         for method, settings in left:
-            rates, seconds = scored(method, settings)
+            try:
+                rates, seconds = scored(method, settings)
+            except FloatingPointError:  # diverged: as far off as can be
+                rates, seconds = dict.fromkeys(RATES, 0.0), 0.0
             row = {"dataset": dataset, "setting": setting, "seed": seed, "method": method, "settings": settings}
-            row |= {"gap": round(gap(rates, reference), 4), "time": round(seconds / whole, 4)} | rates
+            far = 100.0 if not seconds else gap(rates, reference)
+            row |= {"gap": round(far, 4), "time": round(seconds / whole, 4)} | rates
             append_lines(log, [row])
             print(f"{dataset} {setting} {seed} {method} {settings}: gap {row['gap']}, time {row['time']}", flush=True)
 

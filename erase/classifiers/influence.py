@@ -33,8 +33,8 @@ def influence(
 
 def _loss_gradient(model: nn.Module, named: dict[str, nn.Parameter], data: Examples, batch_size: int) -> Tensor:
     """(P,) Σ ∇CE over all examples."""
-    device = next(model.parameters()).device
-    total = torch.zeros(sum(p.numel() for p in named.values()), device=device)
+    first = next(iter(named.values()))
+    device, total = first.device, first.new_zeros(sum(p.numel() for p in named.values()))
     for rows in torch.arange(len(data)).split(batch_size):
         logits = logits_of(model, data.batch(rows, device))
         loss = cross_entropy(logits, data.labels[rows].to(device), reduction="sum")
@@ -47,9 +47,9 @@ def fisher_rows(model: nn.Module, named: dict[str, nn.Parameter], sample: Exampl
     device, rows = next(model.parameters()).device, []
     for at in range(len(sample)):
         logs = logits_of(model, sample.batch(torch.tensor([at]), device))[0].log_softmax(0)
-        each = torch.eye(len(logs), device=device)
+        each = torch.eye(len(logs), dtype=logs.dtype, device=device)
         gradients = torch.autograd.grad(logs, list(named.values()), each, is_grads_batched=True, allow_unused=True)
-        filled = [g if g is not None else torch.zeros(len(logs), *p.shape, device=device)
+        filled = [g if g is not None else p.new_zeros(len(logs), *p.shape)
                   for g, p in zip(gradients, named.values())]  # fmt: skip
         weights = (logs.detach().exp() / len(sample)).sqrt()
         rows.append(weights[:, None] * torch.cat([gradient.flatten(1) for gradient in filled], dim=1))

@@ -64,7 +64,7 @@ class ForgetSettings:
     noise: float = 0.4
     """salun-smoothed: σ of the surroundings that the targets are averaged over, in units of the network's inputs."""
     mistaken: float = 0.1
-    """salun-smoothed: share of the forget set that is given a wrong label, in [0, 1]: about the test error, 1 for a class."""
+    """salun-smoothed: share of the forget set that is named wrongly, in [0, 1]: the test error, or 1 for a class."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epochs", "batch_size", "damping", "fisher_examples", "fgsm", "step_length",

@@ -74,6 +74,9 @@ def classify(
         raise ValueError(f"Unknown method {method!r}: expected one of {', '.join(METHODS)}.")
     parts = [as_examples(part, name) for part, name in ((forget, "forget"), (retain, "retain"), (test, "test")) if
              part is not None]  # fmt: skip
+    for name, part in zip(("forget", "retain", "test"), parts):
+        if not len(part):
+            raise ValueError(f"The {name} set is empty.")
     count = num_classes_of(model, parts[0])
     check_split(parts[0], parts[1], count)
     values: dict[str, Any] = {"mask": OWN_MASK.get(method, "none")} | settings
