@@ -15,6 +15,8 @@ from .packing import pack_bits
 from .topk import kth_largest
 
 Selector = Tensor | tuple[Tensor, ...]
+FEW = 2**17
+"""Weights of a parameter whose indices take at most a few MB."""
 
 
 class MaskedOptimizer(torch.optim.Optimizer):
@@ -278,10 +280,14 @@ def _fingerprint(salient: Mapping[str, Tensor], masks: Mapping[str, Tensor] | No
 
 
 def _selector(mask: Tensor) -> Selector | None:
-    """None where all is salient; else whichever is smaller, the bool mask or the indices of its salient weights."""
+    """None where all is salient; else whichever is smaller, the bool mask or the indices of its salient weights.
+
+    Of few weights always the indices, which are found once instead of at every step.
+    """
     if bool(mask.all()):
         return None
-    return mask.nonzero(as_tuple=True) if 8 * mask.ndim * int(mask.sum()) < mask.numel() else mask
+    smaller = 8 * mask.ndim * int(mask.sum()) < mask.numel()
+    return mask.nonzero(as_tuple=True) if smaller or mask.numel() <= FEW else mask
 
 
 def _expanded(selector: Selector | None) -> tuple[Tensor, ...] | None:

@@ -191,9 +191,9 @@ class Task:
             self.test_set = replace(self.test_set, normalization=normalization)
         return model.to(self.device).eval()
 
-    def run(self, seed: int, methods: list[str]) -> list[Row]:
-        """One row for the model as it was and one for each method."""
-        model = self.original(seed)
+    def run(self, seed: int, methods: list[str], model: nn.Module | None = None) -> list[Row]:
+        """One row for the model as it was and one for each method; `model` is what `original(seed)` gives."""
+        model = model or self.original(seed)
         forget, retain = self.seed_set(seed)
         check_split(forget, retain, num_classes_of(model, forget), overlap=False)
         rows = [self._row(ORIGINAL, seed, score(model, forget, retain, self.test_set, seed, self.label))]
