@@ -12,6 +12,7 @@ docs/classification_tuning.jsonl and the best settings into configs/classify/DAT
 import argparse
 import copy
 import json
+import time
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -46,9 +47,12 @@ def trials(method: str, setting: str, epochs: int) -> list[Trial]:
     labels = grid(learning_rate=rates, epochs=(half, epochs))
     if half == epochs:
         labels = grid(learning_rate=(0.0005, 0.001, 0.002, 0.004, 0.006, 0.008, 0.012, 0.025), epochs=(epochs,))
-    smooth = {"mistaken": (0.04, 0.2), "learning_rate": (0.1, 0.25)}
-    if setting == "class":
-        smooth = {"mistaken": (1.0,), "learning_rate": (0.01, 0.03, 0.1, 0.25)}
+    smooth = grid(mistaken=(0.04, 0.1, 0.2, 0.3), learning_rate=(0.1, 0.25), epochs=(min(3, epochs),), copies=(8,))
+    if setting == "random-50":
+        smooth = grid(mistaken=(0.04, 0.1, 0.2, 0.4), learning_rate=(0.25, 0.5), epochs=(epochs,), copies=(2,))
+    elif setting == "class":
+        rates = (0.003, 0.01, 0.02, 0.04, 0.07, 0.1, 0.2, 0.4)
+        smooth = grid(mistaken=(1.0,), learning_rate=rates, epochs=(min(3, epochs),), copies=(8,))
     return {
         "ft": grid(learning_rate=(0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0), epochs=(epochs,)),
         "ga": grid(learning_rate=(0.001, 0.003, 0.01, 0.03), epochs=(3, 10)),
@@ -59,7 +63,7 @@ def trials(method: str, setting: str, epochs: int) -> list[Trial]:
         "boundary-expand": grid(learning_rate=(0.001, 0.002, 0.004, 0.01), epochs=(1, 4)),
         "boundary-shrink": grid(learning_rate=(0.001, 0.002, 0.004, 0.01), epochs=(1, 4)),
         "l1-sparse": grid(learning_rate=(0.03, 0.1, 0.2, 0.4), l1=(1e-4, 1e-3), epochs=(epochs,)),
-        "salun-smoothed": grid(noise=(0.3, 0.5), epochs=(min(3, epochs),), **smooth),
+        "salun-smoothed": smooth,
     }[method]
 
 
@@ -109,15 +113,17 @@ def tune(dataset: str, setting: str, methods: tuple[str, ...], log: Path) -> Non
                 model=copy.deepcopy(model), forget=forget, retain=retain, num_classes=len(task.names), seed=seed + 1,
                 settings=ForgetSettings(**values), training=task.config.training(),
             )  # fmt: skip
+            started = time.process_time()  # of the processor: other work on the machine does not count
             done = forgotten(job, name)
-            return score(done.model, forget, retain, task.test_set, seed, task.label), done.seconds
+            spent = time.process_time() - started
+            return score(done.model, forget, retain, task.test_set, seed, task.label), spent
 
         reference, whole = scored("retrain", {"mask": "none"})
         for method, settings in left:
             try:
                 rates, seconds = scored(method, settings)
             except FloatingPointError:  # diverged: as far off as can be
-                rates, seconds = dict.fromkeys(RATES, 0.0), 0.0
+                rates, seconds = dict.fromkeys(map(str, RATES), 0.0), 0.0
             row = {"dataset": dataset, "setting": setting, "seed": seed, "method": method, "settings": settings}
             far = 100.0 if not seconds else gap(rates, reference)
             row |= {"gap": round(far, 4), "time": round(seconds / whole, 4)} | rates

@@ -240,7 +240,7 @@ def test_the_nearest_wrong_class_is_found_by_one_step_up_the_loss(trained: nn.Mo
 
 def test_smoothed_targets_are_the_mean_around_and_mistake_the_unsurest(trained: nn.Module) -> None:
     data = blobs(40, 7)
-    still = smoothed_targets(trained, data, 1e-6, 0.0, torch.Generator().manual_seed(0))
+    still = smoothed_targets(trained, data, 1e-6, 4, 0.0, torch.Generator().manual_seed(0))
     torch.testing.assert_close(still, predict(trained, data).softmax(1), rtol=1e-3, atol=1e-4)
     q = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
     swapped = exchanged(q, torch.tensor([0, 0, 0]), 2)

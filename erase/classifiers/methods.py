@@ -20,7 +20,7 @@ from .examples import Examples
 from .influence import influence
 from .nets import fresh, logits_of
 from .smoothing import smoothed_targets
-from .training import EVALUATION_BATCH, Batch, TrainSettings, batches, descend, train
+from .training import Batch, TrainSettings, batches, descend, train
 
 MethodName = Literal[
     "retrain", "ft", "ga", "rl", "salun", "salun-soft", "iu", "boundary-expand", "boundary-shrink", "l1-sparse",
@@ -63,12 +63,14 @@ class ForgetSettings:
     """boundary-shrink: ε of the step that finds the nearest wrong class, in units of the network's inputs."""
     noise: float = 0.4
     """salun-smoothed: σ of the surroundings that the targets are averaged over, in units of the network's inputs."""
+    copies: int = 8
+    """salun-smoothed: noisy copies of each example that its target is the mean of."""
     mistaken: float = 0.1
     """salun-smoothed: share of the forget set that is named wrongly, in [0, 1]: the test error, or 1 for a class."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epochs", "batch_size", "damping", "fisher_examples", "fgsm", "step_length",
-                     "noise"):  # fmt: skip
+                     "noise", "copies"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
         if not 0 < self.density <= 1 or not 0 <= self.mistaken <= 1:
@@ -229,7 +231,7 @@ def smoothed(job: Job) -> nn.Module:
     learning rate falls to 0 along a half cosine.
     """
     s, optimizer = job.settings, job.optimizer()
-    targets = smoothed_targets(job.model, job.forget, s.noise, s.mistaken, job.generator)
+    targets = smoothed_targets(job.model, job.forget, s.noise, s.copies, s.mistaken, job.generator)
     steps = math.ceil(len(job.retain) / s.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.epochs * steps)
     for _ in range(s.epochs):
@@ -259,6 +261,7 @@ METHODS: dict[str, Callable[[Job], nn.Module]] = {
     "l1-sparse": l1_sparse,
     "salun-smoothed": smoothed,
 }
+SALIENCY_BATCH = 256
 OWN_MASK = {"salun": "salient", "salun-smoothed": "salient"}
 """Methods that are what they are by their mask; the others have none unless one is asked for."""
 
@@ -280,7 +283,7 @@ def make_mask(job: Job) -> SaliencyMask | None:
 
 def _forgetting_losses(job: Job):
     """−CE on every forgotten example, a batch at a time; their sum is the mean over the set."""
-    for rows in torch.arange(len(job.forget)).split(min(EVALUATION_BATCH, job.settings.batch_size)):
+    for rows in torch.arange(len(job.forget)).split(max(SALIENCY_BATCH, job.settings.batch_size)):
 
         def loss(rows: Tensor = rows) -> Tensor:
             logits = logits_of(job.model, job.forget.batch(rows, job.device))

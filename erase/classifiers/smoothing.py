@@ -13,24 +13,22 @@ from torch import Tensor, nn
 from .examples import Examples
 from .training import predict
 
-COPIES = 16
-"""Noisy copies of each example."""
-
 
 def smoothed_targets(
-    model: nn.Module, examples: Examples, noise: float, mistaken: float, generator: torch.Generator
+    model: nn.Module, examples: Examples, noise: float, copies: int, mistaken: float, generator: torch.Generator
 ) -> Tensor:
     """(N, classes) probabilities q = mean over ε ~ N(0, σ²) of softmax f(x + ε); the unsurest share named wrongly.
 
-    noise: σ, in units of the network's inputs. mistaken: share in [0, 1] of the examples, those with the least q of
-    their own class, whose own class and best other one change places where the own one is ahead.
+    noise: σ, in units of the network's inputs. copies: draws of ε for each example. mistaken: share in [0, 1] of the
+    examples, those with the least q of their own class, whose own class and best other one change places where the own
+    one is ahead.
     """
     total = torch.zeros(())
     plain = replace(examples, inputs=as_inputs(examples), normalization=None)
-    for _ in range(COPIES):
+    for _ in range(copies):
         noisy = plain.inputs + noise * torch.randn(plain.inputs.shape, generator=generator)
         total = total + predict(model, replace(plain, inputs=noisy)).softmax(1)
-    return exchanged(total / COPIES, examples.labels, round(mistaken * len(examples)))
+    return exchanged(total / copies, examples.labels, round(mistaken * len(examples)))
 
 
 def as_inputs(examples: Examples) -> Tensor:
