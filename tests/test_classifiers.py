@@ -66,7 +66,7 @@ def test_masked_sgd_moves_as_torch_does_and_leaves_the_rest(density: float) -> N
     ours, theirs = (build("mlp", (6,), CLASSES, 3) for _ in range(2))
     start = weights(ours)
     masks = {n: torch.rand(p.shape, generator=torch.Generator().manual_seed(1)) < density for n, p in start.items()}
-    masks["1.weight"][0, 0] = True
+    masks["hidden1.weight"][0, 0] = True
     optimizer = MaskedSGD(ours.named_parameters(), masks, lr=0.1, momentum=0.9, weight_decay=0.1)
     reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     for step in range(4):

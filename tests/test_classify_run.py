@@ -220,7 +220,7 @@ def test_the_mask_command_serves_classifiers(tmp_path: Path, capsys: pytest.Capt
     flags = ["--forget_class", "3", "--model", "mlp", "--train_epochs", "2", "--density", "0.1"]
     main(["mask", "--dataset", "digits", "--output_dir", str(folder), *flags])
     mask = SaliencyMask.load(folder / "mask.safetensors")
-    assert mask.density == pytest.approx(0.1, abs=0.001) and mask.metadata["concept"] == "3"
+    assert mask.density == pytest.approx(0.1, abs=0.001) and mask.metadata["concept"] == "class 3"
     assert (folder / "mask.png").stat().st_size > 1000
     assert "density" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 def mlp(shape: tuple[int, ...], num_classes: int, width: int = 128) -> nn.Module:
     """Two hidden layers, for inputs of any shape."""
     size = int(torch.tensor(shape).prod())
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(size, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
-        nn.Linear(width, num_classes),
+    return _named(
+        flat=nn.Flatten(), hidden1=nn.Linear(size, width), act1=nn.ReLU(),
+        hidden2=nn.Linear(width, width), act2=nn.ReLU(), head=nn.Linear(width, num_classes),
     )  # fmt: skip
 
 
@@ -29,11 +30,16 @@ def cnn(shape: tuple[int, ...], num_classes: int, width: int = 16) -> nn.Module:
     """Two convolutions with stride 2 and a hidden layer, for pictures of 8 to 32 pixels."""
     channels, height, across = shape
     size = 2 * width * (-(-height // 4)) * (-(-across // 4))
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(size, 128), nn.ReLU(), nn.Linear(128, num_classes),
+    return _named(
+        conv1=nn.Conv2d(channels, width, 3, stride=2, padding=1), act1=nn.ReLU(),
+        conv2=nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), act2=nn.ReLU(),
+        flat=nn.Flatten(), hidden=nn.Linear(size, 128), act3=nn.ReLU(), head=nn.Linear(128, num_classes),
     )  # fmt: skip
+
+
+def _named(**layers: nn.Module) -> nn.Module:
+    """Layers one after the other, with names that a mask's table can show."""
+    return nn.Sequential(OrderedDict(layers))
 
 
 def resnet18(shape: tuple[int, ...], num_classes: int) -> nn.Module:

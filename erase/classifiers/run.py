@@ -250,7 +250,7 @@ def build_classifier_mask(config: ClassifyConfig) -> Path:
     )  # fmt: skip
     mask = make_mask(job)
     assert mask is not None
-    what = config.forget_class or config.setting
+    what = f"class {task.names[task.label]}" if task.label is not None else config.setting
     mask = SaliencyMask(mask.tensors, mask.metadata | {"concept": what, "model": config.architecture()})
     path = config.output_dir / MASK_FILE
     mask.save(path)
