@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -91,12 +92,15 @@ def classify(
 
 
 def forgotten(job: Job, method: str) -> Forgotten:
-    """Mask and method, timed; the job's model is spent."""
+    """Mask and method, timed; the job's model is spent. RuntimeWarning where the weights are not finite any more."""
     started = time.perf_counter()
     mask = make_mask(job)
     job.masks = mask.tensors if mask else None
     model = METHODS[method](job)
-    return Forgotten(model=model, mask=mask, seconds=time.perf_counter() - started, rates=None)
+    seconds = time.perf_counter() - started
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        warnings.warn(f"{method} diverged with seed {job.seed}: lower its learning rate.", RuntimeWarning, stacklevel=2)
+    return Forgotten(model=model, mask=mask, seconds=seconds, rates=None)
 
 
 def _whole_class(forget: Examples, retain: Examples) -> int | None:
