@@ -1,11 +1,12 @@
 """docs/classification.md and its plot from the rows of the classification benchmark."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from erase.classifiers.metrics import spread
 from erase.classifiers.table import as_markdown, gaps, methods_in, of_method
@@ -49,12 +50,18 @@ def ranked(rows: Sequence[Row]) -> list[str]:
     return sorted(names, key=lambda name: spread(gaps(rows, name))[0])
 
 
+def overall(columns: Mapping[tuple[str, str], Sequence[Row]]) -> list[str]:
+    """Methods by their mean place over the settings."""
+    orders = [ranked(part) for part in columns.values()]
+    return sorted(orders[0], key=lambda method: sum(order.index(method) for order in orders))
+
+
 def summary(rows: Sequence[Row]) -> str:
     """Mean gap ± standard deviation of each method in each setting."""
     columns = groups(rows)
     head = " | ".join(f"{NAMES.get(data, data)}, {TITLES[setting]}" for data, setting in columns)
     lines = [f"| gap ↓ | {head} |", "|---" * (1 + len(columns)) + "|"]
-    for method in sorted(ranked(rows), key=lambda m: sum(spread(gaps(part, m))[0] for part in columns.values())):
+    for method in overall(columns):
         cells = []
         for part in columns.values():
             mean, sd = spread(gaps(part, method))
@@ -105,7 +112,7 @@ def tables(rows: Sequence[Row]) -> list[str]:
 def as_plot(rows: Sequence[Row]) -> str:
     """Gaps as dots with their standard deviations, one panel a setting, on a logarithmic scale."""
     columns = groups(rows)
-    names = sorted(ranked(rows), key=lambda m: sum(spread(gaps(part, m))[0] for part in columns.values()))
+    names = overall(columns)
     figure = Figure(figsize=(11, 1.6 + 0.26 * len(names)), layout="constrained")
     for axes, ((dataset, setting), part) in zip(figure.subplots(1, len(columns), sharey=True), columns.items()):
         for at, name in enumerate(names):
@@ -114,6 +121,10 @@ def as_plot(rows: Sequence[Row]) -> str:
             axes.plot([max(mean - sd, 0.03), mean + sd], [at, at], color=colour, linewidth=1.5)
             axes.plot([max(mean, 0.03)], [at], "o", color=colour, markersize=6 if name == "salun-smoothed" else 4.5)
         axes.set_xscale("log")
+        axes.set_xlim(0.03, 90)
+        axes.set_xticks((0.1, 1, 10), ("0.1", "1", "10"))
+        axes.set_xticks((0.03, 0.3, 3, 30), minor=True)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(f"{NAMES.get(dataset, dataset)}\n{TITLES[setting]}", fontsize=9.5)
         axes.set_yticks(range(len(names)), names, fontsize=9)
         axes.grid(axis="x", color="#e3e3e3")
