@@ -15,7 +15,7 @@ from .config import EraseConfig, layered, to_argv
 DESCRIPTION = """Concept erasure for text-to-image diffusion models.
 
   erase train      erase concepts and export a diffusers pipeline
-  erase mask       only find the weights that carry a concept
+  erase mask       only find the weights that carry a concept; with --dataset, those of a classifier
   erase patch      turn a base pipeline into an erased one with a patch file
   erase generate   draw a table of prompts with any model
   erase evaluate   draw a protocol's prompts with base and erased model, score both, compare

@@ -221,10 +221,13 @@ class EraseConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""
-        plain = dataclasses.asdict(self)
-        return {
-            key: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for key, v in plain.items()
-        }
+        return plain_values(self)
+
+
+def plain_values(config: Any) -> dict[str, Any]:
+    """A config dataclass's fields as YAML and JSON hold them: paths as strings, tuples as lists."""
+    plain = dataclasses.asdict(config)
+    return {key: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for key, v in plain.items()}
 
 
 def layered(config: str | Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,8 @@
-"""Figures for reports: where a mask lies in the network."""
+"""Figures for reports: where a mask lies in the network; and a figure as text."""
 
+from io import StringIO
+
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .saliency import SaliencyMask, block_of, grouped
@@ -27,6 +30,14 @@ def mask_figure(mask: SaliencyMask) -> Figure:
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=10)
     axes.set_title(_title(mask), fontsize=12)
     return figure
+
+
+def svg_text(figure: Figure) -> str:
+    """The figure as SVG, the same text each time that the same is drawn."""
+    text = StringIO()
+    with rc_context({"svg.hashsalt": "erase"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
 
 
 def _title(mask: SaliencyMask) -> str:

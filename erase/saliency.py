@@ -92,19 +92,28 @@ def _scoring(module: nn.Module, parameters: Container[str] | None) -> Iterator[d
         raise ValueError(
             f"None of the module's {len(everything)} parameters is to be scored: compare the names asked for."
         )
-    modes = {child: child.training for child in module.modules()}
     before = {name: (p.requires_grad, p.grad) for name, p in everything.items()}
+    with eval_mode(module):
+        try:
+            for name, parameter in everything.items():
+                parameter.grad = None
+                parameter.requires_grad_(name in named)
+            yield named
+        finally:
+            for name, parameter in everything.items():
+                parameter.requires_grad_(before[name][0]).grad = before[name][1]
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; afterwards each submodule is in the mode that it was in."""
+    modes = {child: child.training for child in module.modules()}
     try:
         module.eval()
-        for name, parameter in everything.items():
-            parameter.grad = None
-            parameter.requires_grad_(name in named)
-        yield named
+        yield
     finally:
         for child, training in modes.items():
             child.training = training
-        for name, parameter in everything.items():
-            parameter.requires_grad_(before[name][0]).grad = before[name][1]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from erase.config import CANVAS
 from erase.devices import native_precision
 from erase.evaluate.evaluation import MODELS, load_metrics
 from erase.evaluate.proof import canvas_evaluation
+from erase.files import read_json_lines
 
 # Objects that the table leaves out; all six styles are in it, so the style is only drawn at other seeds.
 CONCEPTS = ("mushroom", "bicycle", "neon")
@@ -41,7 +42,7 @@ def parse_args() -> argparse.Namespace:
 
 def read(log: Path) -> list[Row]:
     """The lines of a log; none where there is none yet."""
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return read_json_lines(log) if log.exists() else []
 
 
 def try_setting(concept: str, changes: dict[str, Any], args: argparse.Namespace) -> Row:

@@ -1,15 +1,14 @@
 """docs/classification.md and its plot from the rows of the classification benchmark."""
 
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from erase.classifiers.metrics import spread
-from erase.classifiers.table import as_markdown, gaps, methods_in, of_method
+from erase.classifiers.table import FLOOR, ORIGINAL, REFERENCE, as_markdown, gaps, methods_in, of_method
+from erase.plots import svg_text
 
 Row = dict[str, Any]
 PUBLISHED = {
@@ -46,7 +45,7 @@ def groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 def ranked(rows: Sequence[Row]) -> list[str]:
     """Methods by their mean gap; without the references."""
-    names = [name for name in methods_in(rows) if name not in ("retrain", "original")]
+    names = [name for name in methods_in(rows) if name not in (REFERENCE, ORIGINAL)]
     return sorted(names, key=lambda name: spread(gaps(rows, name))[0])
 
 
@@ -66,7 +65,7 @@ def summary(rows: Sequence[Row]) -> str:
         for part in columns.values():
             mean, sd = spread(gaps(part, method))
             shown = f"{mean:.2f} ± {sd:.2f}"
-            first = next(m for m in ranked(part) if m != "retrain-2")
+            first = next(m for m in ranked(part) if m != FLOOR)
             cells.append(f"**{shown}**" if method == first else shown)
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return (
@@ -80,7 +79,7 @@ def costs(rows: Sequence[Row]) -> str:
     for name in ("salun", "salun-smoothed"):
         shares = []
         for part in groups(rows).values():
-            own, whole = (sum(r["rte"] for r in of_method(part, m)) for m in (name, "retrain"))
+            own, whole = (sum(r["rte"] for r in of_method(part, m)) for m in (name, REFERENCE))
             shares.append(100 * own / whole)
         parts.append(f"`{name}` takes {min(shares):.0f}–{max(shares):.0f} % of retraining's time")
     return ", ".join(parts) + "."
@@ -102,7 +101,7 @@ def tables(rows: Sequence[Row]) -> list[str]:
     """The paper's table for each data set and setting, by gap."""
     parts = []
     for (dataset, setting), part in groups(rows).items():
-        order = ["original", "retrain", *ranked(part)]
+        order = [ORIGINAL, REFERENCE, *ranked(part)]
         ordered = sorted(part, key=lambda row: (order.index(row["method"]), row["seed"]))
         title = f"{NAMES.get(dataset, dataset)}: {TITLES[setting]}"
         parts.append(as_markdown(ordered, title).replace("### ", "## ").rstrip())
@@ -117,7 +116,7 @@ def as_plot(rows: Sequence[Row]) -> str:
     for axes, ((dataset, setting), part) in zip(figure.subplots(1, len(columns), sharey=True), columns.items()):
         for at, name in enumerate(names):
             mean, sd = spread(gaps(part, name))
-            colour = "#c0392b" if name.startswith("salun") else "#777777" if name == "retrain-2" else "#1f5fa8"
+            colour = "#c0392b" if name.startswith("salun") else "#777777" if name == FLOOR else "#1f5fa8"
             axes.plot([max(mean - sd, 0.03), mean + sd], [at, at], color=colour, linewidth=1.5)
             axes.plot([max(mean, 0.03)], [at], "o", color=colour, markersize=6 if name == "salun-smoothed" else 4.5)
         axes.set_xscale("log")
@@ -134,7 +133,4 @@ def as_plot(rows: Sequence[Row]) -> str:
     figure.supxlabel(
         "mean gap to retraining, points, logarithmic (less is better); lines: ± one standard deviation", fontsize=9
     )
-    text = StringIO()
-    with rc_context({"svg.hashsalt": "erase"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    return svg_text(figure)

@@ -20,11 +20,15 @@ from typing import Any
 
 import torch
 import yaml
+from classification import APPROXIMATE, SETTINGS, config_of
+from torch import nn
 
-from erase.classifiers.config import ClassifyConfig, preset
-from erase.classifiers.methods import OWN_MASK, ForgetSettings, Job
+from erase.classifiers.config import preset
+from erase.classifiers.examples import Examples
+from erase.classifiers.methods import OWN_MASK, ForgetSettings
 from erase.classifiers.metrics import gap, score
 from erase.classifiers.run import Task, forgotten
+from erase.classifiers.table import REFERENCE
 from erase.files import append_lines, read_json_lines, write_text
 
 SEEDS = (100, 101)
@@ -67,26 +71,14 @@ def trials(method: str, setting: str, epochs: int) -> list[Trial]:
     }[method]
 
 
-METHODS = ("ft", "ga", "rl", "salun", "salun-soft", "iu", "boundary-expand", "boundary-shrink", "l1-sparse",
-           "salun-smoothed")  # fmt: skip
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", nargs="+", default=("digits", "canvas-pictures"))
-    parser.add_argument("--settings", nargs="+", default=("random-10", "random-50", "class"))
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--settings", nargs="+", default=SETTINGS)
+    parser.add_argument("--methods", nargs="+", default=APPROXIMATE, choices=APPROXIMATE)
     parser.add_argument("--log", type=Path, default=LOG)
     parser.add_argument("--write", action="store_true", help="run nothing; write the settings from the log")
     return parser.parse_args()
-
-
-def config_of(dataset: str, setting: str, seed: int) -> ClassifyConfig:
-    """Classes are counted up from seed 100, so that the two seeds forget different ones."""
-    what: dict[str, Any] = {"forget_class": str(seed - SEEDS[0])}
-    if setting != "class":
-        what = {"forget_fraction": float(setting.removeprefix("random-")) / 100}
-    return ClassifyConfig(dataset=dataset, seed=seed, **what)
 
 
 def tune(dataset: str, setting: str, methods: tuple[str, ...], log: Path) -> None:
@@ -94,7 +86,7 @@ def tune(dataset: str, setting: str, methods: tuple[str, ...], log: Path) -> Non
     epochs = epochs_of(dataset, setting)
     known = {key_of(row) for row in (read_json_lines(log) if log.exists() else [])}
     for seed in SEEDS:
-        task = Task(config_of(dataset, setting, seed))
+        task = Task(config_of(dataset, setting, seed, label=seed - SEEDS[0]))
         left = [
             (m, t)
             for m in methods
@@ -103,28 +95,26 @@ def tune(dataset: str, setting: str, methods: tuple[str, ...], log: Path) -> Non
         ]
         if not left:
             continue
-        model, (forget, retain) = task.original(seed), task.seed_set(seed)
-
-        def scored(
-            name: str, settings: Trial, seed: int = seed, task: Task = task, model=model, forget=forget, retain=retain
-        ) -> tuple[dict[str, float], float]:
-            values = {"batch_size": task.config.training().batch_size, "mask": OWN_MASK.get(name, "none")} | settings
-            job = Job(
-                model=copy.deepcopy(model), forget=forget, retain=retain, num_classes=len(task.names), seed=seed + 1,
-                settings=ForgetSettings(**values), training=task.config.training(),
-            )  # fmt: skip
-            started = time.process_time()  # of the processor: other work on the machine does not count
-            done = forgotten(job, name)
-            spent = time.process_time() - started
-            return score(done.model, forget, retain, task.test_set, seed, task.label), spent
-
-        reference, whole = scored("retrain", {"mask": "none"})
+        model, parts = task.original(seed), task.seed_set(seed)
+        reference, whole = timed(task, REFERENCE, {}, model, parts, seed)
         for method, settings in left:
-            rates, seconds = scored(method, settings)
+            rates, seconds = timed(task, method, settings, model, parts, seed)
             row = {"dataset": dataset, "setting": setting, "seed": seed, "method": method, "settings": settings}
             row |= {"gap": round(gap(rates, reference), 4), "time": round(seconds / whole, 4)} | rates
             append_lines(log, [row])
             print(f"{dataset} {setting} {seed} {method} {settings}: gap {row['gap']}, time {row['time']}", flush=True)
+
+
+def timed(
+    task: Task, method: str, settings: Trial, model: nn.Module, parts: tuple[Examples, Examples], seed: int
+) -> tuple[dict[str, float], float]:
+    """Rates of a trial and the seconds that the processor spent on it, whatever else the machine did."""
+    values: dict[str, Any] = {"batch_size": task.config.training().batch_size, "mask": OWN_MASK.get(method, "none")}
+    job = task.job(ForgetSettings(**values | settings), copy.deepcopy(model), parts, seed + 1)
+    started = time.process_time()
+    done = forgotten(job, method)
+    spent = time.process_time() - started
+    return score(done.model, *parts, task.test_set, seed, task.label), spent
 
 
 def key_of(row: Trial) -> tuple[str, str, int, str, str]:
@@ -161,8 +151,8 @@ def write(rows: list[Trial], dataset: str) -> None:
     path = CONFIGS / f"{dataset}.yaml"
     head = path.read_text().split("\n# Tuned")[0].rstrip()
     chosen = {}
-    for setting in ("random-10", "random-50", "class"):
-        of_methods = {method: best(rows, dataset, setting, method) for method in METHODS}
+    for setting in SETTINGS:
+        of_methods = {method: best(rows, dataset, setting, method) for method in APPROXIMATE}
         chosen[setting] = {method: values for method, values in of_methods.items() if values}
     note = "# Tuned by scripts/tune_classification.py, eight trials a method (docs/classification_tuning.jsonl)."
     lines = yaml.safe_dump({key: values for key, values in chosen.items() if values}, sort_keys=False)

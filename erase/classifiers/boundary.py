@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..saliency import eval_mode
 from .examples import Examples
 from .nets import head_of, logits_of
 from .training import EVALUATION_BATCH
@@ -53,14 +54,12 @@ def nearest_wrong_labels(model: nn.Module, examples: Examples, epsilon: float) -
 
     x' = x + ε·sign(∇ₓ CE(f(x), y)); y' = argmax over the classes but y of f(x'). The model is left as it was.
     """
-    device, mode = next(model.parameters()).device, model.training
-    model.eval()
-    found = []
-    for rows in torch.arange(len(examples)).split(EVALUATION_BATCH):
-        inputs, labels = examples.batch(rows, device).requires_grad_(), examples.labels[rows].to(device)
-        (slope,) = torch.autograd.grad(cross_entropy(logits_of(model, inputs), labels), inputs)
-        with torch.no_grad():
-            logits = logits_of(model, inputs + epsilon * slope.sign())
-            found.append(logits.scatter(1, labels[:, None], -torch.inf).argmax(1).cpu())
-    model.train(mode)
+    device, found = next(model.parameters()).device, []
+    with eval_mode(model):
+        for rows in torch.arange(len(examples)).split(EVALUATION_BATCH):
+            inputs, labels = examples.batch(rows, device).requires_grad_(), examples.labels[rows].to(device)
+            (slope,) = torch.autograd.grad(cross_entropy(logits_of(model, inputs), labels), inputs)
+            with torch.no_grad():
+                logits = logits_of(model, inputs + epsilon * slope.sign())
+                found.append(logits.scatter(1, labels[:, None], -torch.inf).argmax(1).cpu())
     return torch.cat(found)

@@ -1,6 +1,5 @@
 """What `erase classify` can be told, and the settings that it finds for a data set by itself."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,12 @@ import tyro
 import yaml
 
 from ..config import CONFIGS_DIR
-from .methods import OWN_MASK, ForgetSettings, MethodName
+from .methods import OWN_MASK, ForgetSettings, MaskName, MethodName
+from .table import FLOOR
 from .training import TrainSettings
 
 OVERRIDES = ("learning_rate", "epochs", "batch_size", "mask", "density", "mask_score")
 TRAIN_OVERRIDES = ("epochs", "learning_rate", "batch_size")
-FLOOR = "retrain-2"
-"""A second retraining with other seeds: its gap to the first is the noise's."""
 MANY = 0.3
 """From this share on, a random forget set is set up as for 50 %, below as for 10 %."""
 
@@ -100,13 +98,6 @@ class ClassifyConfig:
             return f"random-{100 * self.forget_fraction:g}"
         return "class" if self.forget_class is not None else "given"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, as YAML and JSON hold them."""
-        plain = dataclasses.asdict(self)
-        return {
-            key: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for key, v in plain.items()
-        }
-
     def architecture(self) -> str:
         """--model, or the data set's own."""
         return self.model or preset(self.dataset)["model"]
@@ -164,7 +155,7 @@ def _check(config: ClassifyConfig) -> None:
     for name in ("seeds", "processes"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
-    if config.mask not in (None, "salient", "random", "none") and not Path(config.mask).is_file():
+    if config.mask not in (None, *get_args(MaskName)) and not Path(config.mask).is_file():
         raise ValueError(f"mask must be salient, random, none or a mask file; there is no file {config.mask}.")
     for method in config.methods:
         config.settings_of(method)

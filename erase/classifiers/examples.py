@@ -89,7 +89,15 @@ def as_examples(data: Any, name: str) -> Examples:
 
     inputs: array or tensor; float for any network, uint8 for pictures, which are scaled to 0–1. A `datasets.Dataset`
     and a torch dataset are sequences; a folder holds one folder of pictures a class. `name` is for error messages.
+    Raises ValueError for an empty set and for anything else.
     """
+    examples = _converted(data, name)
+    if not len(examples):
+        raise ValueError(f"The {name} set is empty.")
+    return examples
+
+
+def _converted(data: Any, name: str) -> Examples:
     if isinstance(data, Examples):
         return data
     if isinstance(data, str | Path):
@@ -130,10 +138,9 @@ def _columns(data: Any, name: str) -> tuple[Any, Any]:
             f"The {name} set is a {type(data).__name__}. Expected (inputs, labels), a folder with a folder of pictures "
             "for each class, a datasets.Dataset, or a sequence of (input, label)."
         )
-    if not len(data):
-        raise ValueError(f"The {name} set is empty.")
     pairs = [data[row] for row in range(len(data))]
-    return np.stack([np.asarray(pair[0]) for pair in pairs]), np.asarray([pair[1] for pair in pairs])
+    inputs = np.stack([np.asarray(pair[0]) for pair in pairs]) if pairs else np.zeros((0, 1))
+    return inputs, np.asarray([pair[1] for pair in pairs], dtype=None if pairs else int)
 
 
 def check_split(forget: Examples, retain: Examples, num_classes: int, *, overlap: bool = True) -> None:

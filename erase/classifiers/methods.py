@@ -6,7 +6,7 @@ leaves out keeps its bits.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -108,16 +108,21 @@ class Job:
         self.generator = torch.Generator().manual_seed(self.seed)
         self.device = next(self.model.parameters()).device
 
-    def optimizer(self, model: nn.Module | None = None, masks: Mapping[str, Tensor] | None = None) -> MaskedSGD:
-        """SGD as the settings say, of the job's model and mask unless told otherwise."""
+    def optimizer(self) -> MaskedSGD:
+        """SGD as the settings say, of the model and its mask."""
         s = self.settings
-        named = (model or self.model).named_parameters()
-        masks = masks if model is not None else self.masks
-        return MaskedSGD(named, masks, s.learning_rate, s.momentum, s.weight_decay)
+        return MaskedSGD(self.model.named_parameters(), self.masks, s.learning_rate, s.momentum, s.weight_decay)
 
-    def passes(self, examples: Examples):
+    def passes(self, examples: Examples) -> Iterator[Batch]:
         """One pass over examples in random order."""
         return batches(examples, self.settings.batch_size, self.generator, self.device)
+
+    def trained_on(self, examples: Examples, loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy) -> nn.Module:
+        """The model after all epochs of descent on one set, in eval mode."""
+        optimizer = self.optimizer()
+        for _ in range(self.settings.epochs):
+            descend(self.model.train(), optimizer, self.passes(examples), loss)
+        return self.model.eval()
 
 
 def retrain(job: Job) -> nn.Module:
@@ -129,18 +134,12 @@ def retrain(job: Job) -> nn.Module:
 
 def fine_tune(job: Job) -> nn.Module:
     """FT: cross-entropy on the retain set; what is not rehearsed fades (Golatkar et al., arXiv 1911.04933)."""
-    optimizer = job.optimizer()
-    for _ in range(job.settings.epochs):
-        descend(job.model.train(), optimizer, job.passes(job.retain))
-    return job.model.eval()
+    return job.trained_on(job.retain)
 
 
 def gradient_ascent(job: Job) -> nn.Module:
     """GA: up the cross-entropy on the forget set (Thudi et al., arXiv 2109.13398)."""
-    optimizer = job.optimizer()
-    for _ in range(job.settings.epochs):
-        descend(job.model.train(), optimizer, job.passes(job.forget), lambda logits, y: -cross_entropy(logits, y))
-    return job.model.eval()
+    return job.trained_on(job.forget, lambda logits, labels: -cross_entropy(logits, labels))
 
 
 def random_label(job: Job, after: Callable[[], object] | None = None) -> nn.Module:
@@ -208,20 +207,14 @@ def influence_unlearning(job: Job) -> nn.Module:
 def boundary_expand(job: Job) -> nn.Module:
     """BE: the forget set is trained towards an extra class, which is dropped afterwards (arXiv 2303.11570)."""
     model, masks = expanded(job.model, job.num_classes, job.masks, job.seed)
-    optimizer = job.optimizer(model, masks)
     extra = job.forget.relabelled(torch.full_like(job.forget.labels, job.num_classes))
-    for _ in range(job.settings.epochs):
-        descend(model.train(), optimizer, job.passes(extra))
-    return narrowed(model, job.num_classes).eval()
+    return narrowed(replace(job, model=model, masks=masks).trained_on(extra), job.num_classes).eval()
 
 
 def boundary_shrink(job: Job) -> nn.Module:
     """BS: each forgotten example is trained towards the wrong class nearest to it (arXiv 2303.11570)."""
     nearest = nearest_wrong_labels(job.model, job.forget, job.settings.fgsm)
-    optimizer = job.optimizer()
-    for _ in range(job.settings.epochs):
-        descend(job.model.train(), optimizer, job.passes(job.forget.relabelled(nearest)))
-    return job.model.eval()
+    return job.trained_on(job.forget.relabelled(nearest))
 
 
 def smoothed(job: Job) -> nn.Module:
@@ -275,13 +268,15 @@ def make_mask(job: Job) -> SaliencyMask | None:
         mask = SaliencyMask.load(s.mask)
         mask.check(job.model)
         return mask
-    metadata = {"score": s.mask_score, "seed": str(job.seed)}
+    if s.mask == "random":
+        none = {name: torch.zeros(p.shape) for name, p in job.model.named_parameters()}
+        return SaliencyMask.random(SaliencyMask.from_scores(none, density=s.density), job.seed)
     scores = saliency_scores(job.model, _forgetting_losses(job), s.mask_score)
-    mask = SaliencyMask.from_scores(scores, density=s.density, metadata=metadata)
-    return mask if s.mask == "salient" else SaliencyMask.random(mask, job.seed)
+    metadata = {"score": s.mask_score, "seed": str(job.seed)}
+    return SaliencyMask.from_scores(scores, density=s.density, metadata=metadata)
 
 
-def _forgetting_losses(job: Job):
+def _forgetting_losses(job: Job) -> Iterator[Callable[[], Tensor]]:
     """−CE on every forgotten example, a batch at a time; their sum is the mean over the set."""
     for rows in torch.arange(len(job.forget)).split(max(SALIENCY_BATCH, job.settings.batch_size)):
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from ..files import atomic_path, write_json
+from ..saliency import eval_mode
 from .examples import Examples, Normalization
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "classifier.json"
-PREPROCESSOR_FILE = "preprocessor_config.json"
 
 
 def mlp(shape: tuple[int, ...], num_classes: int, width: int = 128) -> nn.Module:
@@ -116,11 +116,9 @@ def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def num_classes_of(model: nn.Module, examples: Examples) -> int:
     """How many classes the model tells apart, asked of one example."""
-    device, mode = next(model.parameters()).device, model.training
-    with torch.no_grad():
-        count = logits_of(model.eval(), examples.batch(torch.arange(1), device)).shape[1]
-    model.train(mode)
-    return count
+    device = next(model.parameters()).device
+    with eval_mode(model), torch.no_grad():
+        return logits_of(model, examples.batch(torch.arange(1), device)).shape[1]
 
 
 def head_of(model: nn.Module, num_classes: int) -> tuple[nn.Module, str, nn.Linear]:

@@ -18,20 +18,20 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..config import plain_values
 from ..files import append_lines, read_json_lines, write_json, write_text
 from ..saliency import SaliencyMask
-from .config import FLOOR, ClassifyConfig
+from .config import ClassifyConfig
 from .examples import Examples, as_examples, check_split, forget_rows
 from .methods import METHODS, OWN_MASK, ForgetSettings, Job, make_mask
 from .metrics import score
 from .nets import ARCHITECTURES, build, load_classifier, num_classes_of, save_classifier
 from .sources import load_source
-from .table import as_markdown, as_svg
+from .table import FLOOR, ORIGINAL, REFERENCE, as_markdown, as_svg
 from .training import TrainSettings, train
 
-ROWS_FILE, CONFIG_FILE, TABLE_FILE, PLOT_FILE = "rows.jsonl", "config.json", "classify.md", "classify.svg"
+ROWS_FILE, CONFIG_FILE, TABLE_FILE, PLOT_FILE = "rows.jsonl", "classify-config.json", "classify.md", "classify.svg"
 RESULT_FILE, MASK_FILE = "classify.json", "mask.safetensors"
-ORIGINAL = "original"
 FLOOR_SEED = 10_000
 """What the second retraining's seed is more than the first's."""
 NOT_IDENTITY = ("output_dir", "overwrite_output_dir", "processes", "methods", "seeds", "seed", "save_models")
@@ -75,9 +75,6 @@ def classify(
         raise ValueError(f"Unknown method {method!r}: expected one of {', '.join(METHODS)}.")
     parts = [as_examples(part, name) for part, name in ((forget, "forget"), (retain, "retain"), (test, "test")) if
              part is not None]  # fmt: skip
-    for name, part in zip(("forget", "retain", "test"), parts):
-        if not len(part):
-            raise ValueError(f"The {name} set is empty.")
     count = num_classes_of(model, parts[0])
     check_split(parts[0], parts[1], count)
     values: dict[str, Any] = {"mask": OWN_MASK.get(method, "none")} | settings
@@ -124,16 +121,23 @@ def run_classify(config: ClassifyConfig) -> Path:
     for made in _all_seeds(config, left):
         append_lines(path, made)
         rows += made
-    rows = [r for r in rows if r["seed"] in seeds and r["method"] in (ORIGINAL, *config.methods)]
+    # A seed that methods were added to has its original scored twice.
+    once = {(row["method"], row["seed"]): row for row in rows}.values()
+    rows = [r for r in once if r["seed"] in seeds and r["method"] in (ORIGINAL, *config.methods)]
     write_json(folder / RESULT_FILE, rows)
-    title = f"{config.dataset}, {config.setting.replace('-', ' ')} %, {config.architecture()}".replace(
-        "class %", "class"
-    )
+    title = f"{config.dataset}, {forgets(config)}, {config.architecture()}"
     table = as_markdown(rows, title)
     write_text(folder / TABLE_FILE, table)
     write_text(folder / PLOT_FILE, as_svg(rows, title))
     print(f"\n{table}\nTable, plot, rows and models: {folder}", file=sys.stderr)
     return folder
+
+
+def forgets(config: ClassifyConfig) -> str:
+    """What is forgotten, for a title: `random 10 %`, `class 3` or `given rows`."""
+    if config.forget_fraction is not None:
+        return f"random {100 * config.forget_fraction:g} %"
+    return f"class {config.forget_class}" if config.forget_class is not None else "given rows"
 
 
 def _all_seeds(config: ClassifyConfig, left: dict[int, list[str]]) -> Iterator[list[Row]]:
@@ -202,17 +206,21 @@ class Task:
         check_split(forget, retain, num_classes_of(model, forget), overlap=False)
         rows = [self._row(ORIGINAL, seed, score(model, forget, retain, self.test_set, seed, self.label))]
         for name in methods:
-            method, shift = ("retrain", FLOOR_SEED) if name == FLOOR else (name, 0)
-            job = Job(
-                model=copy.deepcopy(model), forget=forget, retain=retain, num_classes=len(self.names),
-                settings=self.config.settings_of(name), training=self.config.training(), seed=seed + 1 + shift,
-            )  # fmt: skip
+            method, shift = (REFERENCE, FLOOR_SEED) if name == FLOOR else (name, 0)
+            job = self.job(self.config.settings_of(name), copy.deepcopy(model), (forget, retain), seed + 1 + shift)
             done = forgotten(job, method)
             rates = score(done.model, forget, retain, self.test_set, seed, self.label)
             rows.append(self._row(name, seed, rates, done))
             if seed == self.config.seed and self.config.save_models:
                 self._save(name, done)
         return rows
+
+    def job(self, settings: ForgetSettings, model: nn.Module, parts: tuple[Examples, Examples], seed: int) -> Job:
+        """The job of a model with this data set's classes and training."""
+        return Job(
+            model=model, forget=parts[0], retain=parts[1], num_classes=len(self.names), settings=settings,
+            training=self.config.training(), seed=seed,
+        )  # fmt: skip
 
     def _row(self, method: str, seed: int, rates: dict[str, float], done: Forgotten | None = None) -> Row:
         about = {"dataset": self.config.dataset, "setting": self.config.setting, "class": self.config.forget_class}
@@ -246,16 +254,12 @@ def _numbers(path: Path) -> list[int]:
 def build_classifier_mask(config: ClassifyConfig) -> Path:
     """`erase mask --dataset …`: the saliency mask of the first seed's model, its table and plot, and nothing else."""
     task = Task(config)
-    forget, retain = task.seed_set(config.seed)
+    parts = task.seed_set(config.seed)
     _open_output_dir(config)
-    job = Job(
-        model=task.original(config.seed), forget=forget, retain=retain, num_classes=len(task.names),
-        settings=replace(config.settings_of("salun"), mask="salient"), seed=config.seed,
-    )  # fmt: skip
-    mask = make_mask(job)
+    settings = replace(config.settings_of("salun"), mask="salient")
+    mask = make_mask(task.job(settings, task.original(config.seed), parts, config.seed))
     assert mask is not None
-    what = f"class {task.names[task.label]}" if task.label is not None else config.setting
-    mask = SaliencyMask(mask.tensors, mask.metadata | {"concept": what, "model": config.architecture()})
+    mask = SaliencyMask(mask.tensors, mask.metadata | {"concept": forgets(config), "model": config.architecture()})
     path = config.output_dir / MASK_FILE
     mask.save(path)
     mask.plot(path.with_suffix(".png"))
@@ -268,7 +272,7 @@ def _open_output_dir(config: ClassifyConfig) -> None:
     folder, path = config.output_dir, config.output_dir / CONFIG_FILE
     if folder.is_file():
         raise ValueError(f"output_dir {folder} is a file; give a folder.")
-    plain = json.loads(json.dumps({k: v for k, v in config.as_dict().items() if k not in NOT_IDENTITY}))
+    plain = json.loads(json.dumps({k: v for k, v in plain_values(config).items() if k not in NOT_IDENTITY}))
     if folder.is_dir() and any(folder.iterdir()):
         if not path.is_file():
             raise ValueError(f"output_dir {folder} holds files that no run of ours wrote; choose another --output_dir.")

@@ -24,16 +24,11 @@ def smoothed_targets(
     one is ahead.
     """
     total = torch.zeros(())
-    plain = replace(examples, inputs=as_inputs(examples), normalization=None)
+    inputs = examples.batch(torch.arange(len(examples)), torch.device("cpu"))
     for _ in range(copies):
-        noisy = plain.inputs + noise * torch.randn(plain.inputs.shape, generator=generator)
-        total = total + predict(model, replace(plain, inputs=noisy)).softmax(1)
+        noisy = inputs + noise * torch.randn(inputs.shape, generator=generator)
+        total = total + predict(model, replace(examples, inputs=noisy, normalization=None)).softmax(1)
     return exchanged(total / copies, examples.labels, round(mistaken * len(examples)))
-
-
-def as_inputs(examples: Examples) -> Tensor:
-    """(N, …) float32 on the CPU as the network reads them, for pictures that were kept as bytes too."""
-    return examples.batch(torch.arange(len(examples)), torch.device("cpu"))
 
 
 def exchanged(q: Tensor, labels: Tensor, count: int) -> Tensor:

@@ -1,12 +1,14 @@
 """Data sets by name: scikit-learn's bundled ones, the canvas's pictures, CIFAR and others by hub id or local path."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
@@ -210,33 +212,37 @@ def _annotated(folder: Path, annotations: Path, classes: list[str]) -> Examples:
 
 
 def _read(files: list[Path], labels: list[int]) -> Examples:
-    pictures = []
-    for file in files:
-        with Image.open(file) as picture:
-            pictures.append(np.asarray(picture.convert("RGB")))
-    sizes = {picture.shape for picture in pictures}
-    if len(sizes) != 1:
-        sizes = ", ".join(f"{shape[1]}×{shape[0]}" for shape in sorted(sizes)[:5]) or "none"
-        raise ValueError(f"Pictures must all be of one size; found {sizes}.")
-    inputs = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    inputs = _stacked(Image.open(file) for file in files)
     return Examples(inputs=inputs, labels=torch.tensor(labels), normalization=IMAGENET)
+
+
+def _stacked(pictures: Iterable[Image.Image]) -> Tensor:
+    """(N, 3, H, W) uint8 of pictures that are all of one size; each is closed when it has been read."""
+    arrays = []
+    for picture in pictures:
+        with picture:
+            arrays.append(np.asarray(picture.convert("RGB")))
+    sizes = sorted({array.shape for array in arrays})
+    if len(sizes) != 1:
+        shown = ", ".join(f"{shape[1]}×{shape[0]}" for shape in sizes[:5]) or "none"
+        raise ValueError(f"Pictures must all be of one size; found {shown}.")
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
 def _augmented(examples: Examples) -> Examples:
     """With the shifts of an eighth of the picture that training on photographs uses (CIFAR's 4 of 32 pixels)."""
-    from dataclasses import replace
-
     return replace(examples, padding=examples.inputs.shape[-1] // 8)
 
 
 def _from_hub(source: str, label_column: str | None) -> Split:
     try:
         from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise ValueError(f"Reading {source} needs the datasets library: {INSTALL}") from error
     try:
         splits: Any = load_dataset(source)
-    except Exception as error:  # the library raises its own, the hub's and the file system's errors
+    except (DatasetsError, OSError, ValueError, HFValidationError, OfflineModeIsEnabled) as error:
         raise ValueError(
             f"{source!r} is neither a known name (digits, breast-cancer, wine, canvas-pictures), nor a local path, nor "
             f"a data set that could be loaded from the hub: {error}"
@@ -255,10 +261,7 @@ def from_columns(table: Any, label_column: str | None = None) -> Examples:
     pictures = [name for name, feature in table.features.items() if type(feature).__name__ == "Image"]
     if len(pictures) != 1:
         raise ValueError(f"Expected one column of pictures, found {pictures or 'none'} in {table.column_names}.")
-    arrays = [np.asarray(picture.convert("RGB")) for picture in table[pictures[0]]]
-    if len({array.shape for array in arrays}) != 1:
-        raise ValueError("Pictures must all be of one size.")
-    inputs = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    inputs = _stacked(table[pictures[0]])
     normalization = CIFAR if inputs.shape[-1] == 32 else IMAGENET
     return Examples(inputs=inputs, labels=torch.tensor(table[label]), normalization=normalization)
 

@@ -1,13 +1,16 @@
 """The table that SalUn's paper prints, from rows of one setting; and a plot of the gaps."""
 
 from collections.abc import Sequence
-from io import StringIO
 from typing import Any
 
 from .metrics import RATES, gap, spread
 
 Row = dict[str, Any]
+ORIGINAL = "original"
+"""The model before it forgets."""
 REFERENCE = "retrain"
+FLOOR = "retrain-2"
+"""A second retraining with other seeds: its gap to the first is the noise's."""
 HEADS = {"ua": "UA", "ra": "RA", "ta": "TA", "mia": "MIA"}
 
 
@@ -70,14 +73,15 @@ def _line(rows: Sequence[Row], method: str) -> str:
 
 def as_svg(rows: Sequence[Row], title: str) -> str:
     """Bars of each method's gap with their standard deviations, the smallest on top."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
+
+    from ..plots import svg_text  # matplotlib is needed nowhere else
 
     known = {m: spread(gaps(rows, m)) for m in methods_in(rows) if m != REFERENCE and gaps(rows, m)}
     order = sorted(known, key=lambda method: known[method][0])
     figure = Figure(figsize=(7, 1.3 + 0.32 * max(1, len(order))), layout="constrained")
     axes = figure.subplots()
-    colours = ["#c0392b" if m.startswith("salun") else "#9aa5b1" if m == "retrain-2" else "#c9d6e8" for m in order]
+    colours = ["#c0392b" if m.startswith("salun") else "#9aa5b1" if m == FLOOR else "#c9d6e8" for m in order]
     means, deviations = [known[m][0] for m in order], [known[m][1] for m in order]
     axes.barh(range(len(order)), means, xerr=deviations, color=colours, height=0.7, ecolor="#555555")
     axes.set_yticks(range(len(order)), order)
@@ -86,7 +90,4 @@ def as_svg(rows: Sequence[Row], title: str) -> str:
     axes.set_xlabel("mean gap to the retrained model in UA, RA, TA and MIA, points (less is better)")
     axes.set_title(title, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
-    text = StringIO()
-    with rc_context({"svg.hashsalt": "erase"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    return svg_text(figure)

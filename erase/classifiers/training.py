@@ -1,7 +1,7 @@
 """Ordinary training of a classifier, and the pieces that forgetting is made of: batches, descent, logits."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..optim import MaskedSGD
+from ..saliency import eval_mode
 from .examples import Examples
 from .nets import logits_of
 
@@ -54,13 +55,11 @@ def descend(
             after()
 
 
-def train(
-    model: nn.Module, examples: Examples, settings: TrainSettings, seed: int, masks: Mapping[str, Tensor] | None = None
-) -> nn.Module:
+def train(model: nn.Module, examples: Examples, settings: TrainSettings, seed: int) -> nn.Module:
     """Train in place from the weights that it has; returns the model, in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = MaskedSGD(
-        model.named_parameters(), masks, settings.learning_rate, settings.momentum, settings.weight_decay
+        model.named_parameters(), None, settings.learning_rate, settings.momentum, settings.weight_decay
     )
     steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -75,9 +74,6 @@ def train(
 @torch.no_grad()
 def predict(model: nn.Module, examples: Examples) -> Tensor:
     """(N, classes) logits on the CPU, in eval mode."""
-    device, mode = next(model.parameters()).device, model.training
-    model.eval()
-    parts = torch.arange(len(examples)).split(EVALUATION_BATCH)
-    logits = torch.cat([logits_of(model, examples.batch(rows, device)).float().cpu() for rows in parts])
-    model.train(mode)
-    return logits
+    device, parts = next(model.parameters()).device, torch.arange(len(examples)).split(EVALUATION_BATCH)
+    with eval_mode(model):
+        return torch.cat([logits_of(model, examples.batch(rows, device)).float().cpu() for rows in parts])
