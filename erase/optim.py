@@ -14,10 +14,6 @@ from torch.optim.sgd import sgd
 from .packing import pack_bits
 from .topk import kth_largest
 
-Selector = Tensor | tuple[Tensor, ...]
-FEW = 2**17
-"""Weights of a parameter whose indices take at most a few MB."""
-
 
 class MaskedOptimizer(torch.optim.Optimizer):
     """An optimiser of the salient weights alone: decay and momentum too leave every other weight bit-equal.
@@ -48,7 +44,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         # In the group, so that it travels with the state: a state is of use only under the mask that it was made under.
         group = {"params": list(salient.values()), "mask_sha256": _fingerprint(salient, masks)}
         super().__init__([group], defaults)
-        self._selectors = {p: _selector(masks[name]) if masks is not None else None for name, p in salient.items()}
+        self._indices = {p: None if masks is None else _salient_indices(masks[name]) for name, p in salient.items()}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -63,25 +59,23 @@ class MaskedOptimizer(torch.optim.Optimizer):
 
     def _update(self, parameter: Parameter, group: dict[str, Any]) -> None:
         """Gather the salient weights, let torch's own optimiser move them, scatter them back."""
-        selector = _expanded(self._selector_for(parameter))
+        index = self._index_of(parameter)
         wide = torch.promote_types(parameter.dtype, torch.float32)
-        weights, gradient = _gather(parameter, selector, wide), _gather(parameter.grad, selector, wide)
+        weights, gradient = _gather(parameter, index, wide), _gather(parameter.grad, index, wide)
         self._move(weights, gradient, self.state[parameter], group)
         if weights is not parameter:
-            _scatter(parameter, selector, weights)
+            _scatter(parameter, index, weights)
 
     def _move(self, weights: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         """One update of `weights` in place; `state` is empty at the first."""
         raise NotImplementedError
 
-    def _selector_for(self, parameter: Parameter) -> Selector | None:
-        """The parameter's selector on its device, moved once."""
-        selector = self._selectors[parameter]
-        if isinstance(selector, Tensor) and selector.device != parameter.device:
-            selector = self._selectors[parameter] = selector.to(parameter.device)
-        elif isinstance(selector, tuple) and selector[0].device != parameter.device:
-            selector = self._selectors[parameter] = tuple(index.to(parameter.device) for index in selector)
-        return selector
+    def _index_of(self, parameter: Parameter) -> Tensor | None:
+        """The parameter's indices on its device, moved once."""
+        index = self._indices[parameter]
+        if index is not None and index.device != parameter.device:
+            index = self._indices[parameter] = index.to(parameter.device)
+        return index
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but the moments keep their own dtype. Raises ValueError for a state made under another mask."""
@@ -279,31 +273,28 @@ def _fingerprint(salient: Mapping[str, Tensor], masks: Mapping[str, Tensor] | No
     return digest.hexdigest()
 
 
-def _selector(mask: Tensor) -> Selector | None:
-    """None where all is salient; else whichever is smaller, the bool mask or the indices of its salient weights.
+def _salient_indices(mask: Tensor) -> Tensor | None:
+    """Flat positions (n,) of the salient weights; None where all are.
 
-    Of few weights always the indices, which are found once instead of at every step.
+    Found once: to search a bool mask at every step takes longer than the update. int32 where it suffices, so that a
+    half-dense mask takes 2 bytes a weight.
     """
     if bool(mask.all()):
         return None
-    smaller = 8 * mask.ndim * int(mask.sum()) < mask.numel()
-    return mask.nonzero(as_tuple=True) if smaller or mask.numel() <= FEW else mask
+    return mask.flatten().nonzero().squeeze(1).to(torch.int32 if mask.numel() < 2**31 else torch.int64)
 
 
-def _expanded(selector: Selector | None) -> tuple[Tensor, ...] | None:
-    """The indices of the salient weights: a bool mask would be searched anew at each gather and scatter."""
-    return selector.nonzero(as_tuple=True) if isinstance(selector, Tensor) else selector
-
-
-def _gather(tensor: Tensor | None, selector: tuple[Tensor, ...] | None, dtype: torch.dtype) -> Tensor:
-    """The selected elements as a vector in flat order, or the tensor itself."""
+def _gather(tensor: Tensor | None, index: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The indexed elements as a vector, or the tensor itself."""
     assert tensor is not None
-    return (tensor if selector is None else tensor[selector]).to(dtype)
+    return (tensor if index is None else tensor.reshape(-1).index_select(0, index)).to(dtype)
 
 
-def _scatter(parameter: Tensor, selector: tuple[Tensor, ...] | None, values: Tensor) -> None:
-    """Write the selected elements and no other."""
-    if selector is None:
+def _scatter(parameter: Tensor, index: Tensor | None, values: Tensor) -> None:
+    """Write the indexed elements and no other."""
+    if index is None:
         parameter.copy_(values)
-    else:
-        parameter[selector] = values.to(parameter.dtype)
+        return
+    flat = parameter.reshape(-1).scatter_(0, index.long(), values.to(parameter.dtype))
+    if flat.data_ptr() != parameter.data_ptr():  # of a tensor that is not contiguous, reshape makes a copy
+        parameter.copy_(flat.view(parameter.shape))
