@@ -64,7 +64,7 @@ class ClassifyConfig:
     """Saliency of a weight: gradient, fisher or snip."""
     learning_rate: float | None = None
     """Of the methods, instead of the data set's own setting for each."""
-    epochs: int | None = None
+    epochs: float | None = None
     """Of the methods, instead of the data set's own setting for each."""
     batch_size: int | None = None
     """Of the methods, instead of the data set's own."""

@@ -5,7 +5,7 @@ leaves out keeps its bits.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -20,7 +20,7 @@ from .examples import Examples
 from .influence import influence
 from .nets import fresh, logits_of
 from .smoothing import smoothed_targets
-from .training import Batch, TrainSettings, batches, descend, train
+from .training import Batch, TrainSettings, batches, descend, share_of, train
 
 MethodName = Literal[
     "retrain", "ft", "ga", "rl", "salun", "salun-soft", "iu", "boundary-expand", "boundary-shrink", "l1-sparse",
@@ -35,8 +35,8 @@ class ForgetSettings:
 
     learning_rate: float = 0.01
     """Of SGD; constant over the run."""
-    epochs: int = 10
-    """Passes over the forget set, and over the retain set where a method reads it."""
+    epochs: float = 10
+    """Passes over the forget set, and over the retain set where a method reads it; of 1.5, the second is half a one."""
     batch_size: int = 256
     """Examples a step."""
     momentum: float = 0.9
@@ -49,6 +49,10 @@ class ForgetSettings:
     """Share of the weights that a mask lets change, in (0, 1]."""
     mask_score: Score = "gradient"
     """Saliency of a weight: |Σ gradients|, Σ |gradient| of a batch, or |weight × Σ gradients|."""
+    mask_examples: int | None = None
+    """Forgotten examples, drawn at random, that saliency is measured on; None: all."""
+    frozen_layers: int = 0
+    """How many of the first layers stay as they are whatever the mask: a step is quicker without their gradients."""
     soft_quantile: float = 0.5
     """salun-soft: the quantile of |change| that is thresholded away at first; it falls to 0 over the run."""
     l1: float = 5e-4
@@ -70,17 +74,18 @@ class ForgetSettings:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epochs", "batch_size", "damping", "fisher_examples", "fgsm", "step_length",
-                     "noise", "copies"):  # fmt: skip
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+                     "noise", "copies", "mask_examples"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}.")
         if not 0 < self.density <= 1 or not 0 <= self.mistaken <= 1:
             raise ValueError(
                 f"density must be a share in (0, 1] and mistaken one in [0, 1]; got {self.density}, {self.mistaken}."
             )
-        if not 0 <= self.momentum < 1 or not 0 <= self.soft_quantile <= 1 or self.weight_decay < 0 or self.l1 < 0:
-            raise ValueError(
-                f"Expected momentum in [0, 1), soft_quantile in [0, 1], weight_decay and l1 at least 0; got {self}."
-            )
+        if not 0 <= self.momentum < 1 or not 0 <= self.soft_quantile <= 1:
+            raise ValueError(f"Expected momentum in [0, 1) and soft_quantile in [0, 1]; got {self}.")
+        if self.weight_decay < 0 or self.l1 < 0 or self.frozen_layers < 0:
+            raise ValueError(f"weight_decay, l1 and frozen_layers must be at least 0; got {self}.")
 
 
 @dataclass(kw_only=True)
@@ -113,15 +118,25 @@ class Job:
         s = self.settings
         return MaskedSGD(self.model.named_parameters(), self.masks, s.learning_rate, s.momentum, s.weight_decay)
 
-    def passes(self, examples: Examples) -> Iterator[Batch]:
-        """One pass over examples in random order."""
-        return batches(examples, self.settings.batch_size, self.generator, self.device)
+    def shares(self) -> list[float]:
+        """How much of the data each pass reads: 1, and of the last one what is left of the epochs."""
+        whole, left = divmod(self.settings.epochs, 1)
+        return [1.0] * int(whole) + [left] * (left > 0)
+
+    def passes(self, examples: Examples, share: float = 1.0) -> Iterator[Batch]:
+        """One pass over a share of the examples in random order."""
+        return batches(examples, self.settings.batch_size, self.generator, self.device, share)
+
+    def steps(self, examples: Examples, share: float | None = None) -> int:
+        """Batches of one pass over a share of the examples, or of all passes."""
+        shares = self.shares() if share is None else [share]
+        return sum(math.ceil(share_of(len(examples), part) / self.settings.batch_size) for part in shares)
 
     def trained_on(self, examples: Examples, loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy) -> nn.Module:
         """The model after all epochs of descent on one set, in eval mode."""
         optimizer = self.optimizer()
-        for _ in range(self.settings.epochs):
-            descend(self.model.train(), optimizer, self.passes(examples), loss)
+        for share in self.shares():
+            descend(self.model.train(), optimizer, self.passes(examples, share), loss)
         return self.model.eval()
 
 
@@ -148,11 +163,11 @@ def random_label(job: Job, after: Callable[[], object] | None = None) -> nn.Modu
     With a salient mask this is SalUn (arXiv 2310.12508, eq. 5 and 6).
     """
     optimizer = job.optimizer()
-    for _ in range(job.settings.epochs):
+    for share in job.shares():
         job.model.train()
         wrong = job.forget.relabelled(other_labels(job.forget.labels, job.num_classes, job.generator))
-        descend(job.model, optimizer, job.passes(wrong), after=after)
-        descend(job.model, optimizer, job.passes(job.retain), after=after)
+        descend(job.model, optimizer, job.passes(wrong, share), after=after)
+        descend(job.model, optimizer, job.passes(job.retain, share), after=after)
     return job.model.eval()
 
 
@@ -165,9 +180,7 @@ def other_labels(labels: Tensor, num_classes: int, generator: torch.Generator) -
 def soft_random_label(job: Job) -> nn.Module:
     """SalUn-soft: RL whose small changes are thresholded away after each step, fewer and fewer of them."""
     base = {name: p.detach().clone() for name, p in job.model.named_parameters()}
-    size = job.settings.batch_size
-    total = job.settings.epochs * (math.ceil(len(job.forget) / size) + math.ceil(len(job.retain) / size))
-    done = 0
+    total, done = job.steps(job.forget) + job.steps(job.retain), 0
 
     def shrink() -> None:
         nonlocal done
@@ -181,14 +194,14 @@ def soft_random_label(job: Job) -> nn.Module:
 def l1_sparse(job: Job) -> nn.Module:
     """FT with α(1 − e/E)‖θ‖₁ on top: sparse weights forget more readily (Jia et al., arXiv 2304.04934)."""
     optimizer = job.optimizer()
-    for epoch in range(job.settings.epochs):
+    for epoch, share in enumerate(job.shares()):
         weight = job.settings.l1 * (1 - epoch / job.settings.epochs)
 
         def loss(logits: Tensor, labels: Tensor, weight: float = weight) -> Tensor:
             norm = sum(p.abs().sum() for p in job.model.parameters() if p.requires_grad)
             return cross_entropy(logits, labels) + weight * norm
 
-        descend(job.model.train(), optimizer, job.passes(job.retain), loss)
+        descend(job.model.train(), optimizer, job.passes(job.retain, share), loss)
     return job.model.eval()
 
 
@@ -225,17 +238,17 @@ def smoothed(job: Job) -> nn.Module:
     """
     s, optimizer = job.settings, job.optimizer()
     targets = smoothed_targets(job.model, job.forget, s.noise, s.copies, s.mistaken, job.generator)
-    steps = math.ceil(len(job.retain) / s.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.epochs * steps)
-    for _ in range(s.epochs):
-        shares = torch.randperm(len(job.forget), generator=job.generator).tensor_split(steps)
-        descend(job.model.train(), optimizer, _beside(job, targets, shares), after=schedule.step)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, job.steps(job.retain))
+    for share in job.shares():
+        descend(job.model.train(), optimizer, _beside(job, targets, share), after=schedule.step)
     return job.model.eval()
 
 
-def _beside(job: Job, targets: Tensor, shares: Sequence[Tensor]) -> Iterator[Batch]:
-    """Retained batches with forgotten examples and their targets (N, classes) after them."""
-    for (inputs, labels), rows in zip(job.passes(job.retain), shares, strict=True):
+def _beside(job: Job, targets: Tensor, share: float) -> Iterator[Batch]:
+    """Batches of a share of the retain set with as great a share of the forgotten ones and their targets after them."""
+    order = torch.randperm(len(job.forget), generator=job.generator)[: share_of(len(job.forget), share)]
+    parts = order.tensor_split(job.steps(job.retain, share))
+    for (inputs, labels), rows in zip(job.passes(job.retain, share), parts, strict=True):
         own = one_hot(labels, job.num_classes).to(targets.dtype)
         forgotten = job.forget.batch(rows, job.device, job.generator)
         yield torch.cat([inputs, forgotten]), torch.cat([own, targets[rows].to(job.device)])
@@ -261,28 +274,41 @@ OWN_MASK = {"salun": "salient", "salun-smoothed": "salient"}
 
 def make_mask(job: Job) -> SaliencyMask | None:
     """The mask that the settings name: saliency is the gradient of −cross-entropy on the forget set (eq. 4)."""
-    s = job.settings
+    s, names = job.settings, _open_parameters(job.model, job.settings.frozen_layers)
+    scope = names.__contains__
     if s.mask == "none":
-        return None
+        return SaliencyMask.full(job.model, scope) if s.frozen_layers else None
     if s.mask not in get_args(MaskName):
         mask = SaliencyMask.load(s.mask)
         mask.check(job.model)
-        return mask
+        return mask & SaliencyMask.full(job.model, scope)
     if s.mask == "random":
         none = {name: torch.zeros(p.shape) for name, p in job.model.named_parameters()}
-        return SaliencyMask.random(SaliencyMask.from_scores(none, density=s.density), job.seed)
-    scores = saliency_scores(job.model, _forgetting_losses(job), s.mask_score)
+        return SaliencyMask.random(SaliencyMask.from_scores(none, density=s.density, scope=scope), job.seed)
+    scores = saliency_scores(job.model, _forgetting_losses(job), s.mask_score, names)
     metadata = {"score": s.mask_score, "seed": str(job.seed)}
-    return SaliencyMask.from_scores(scores, density=s.density, metadata=metadata)
+    return SaliencyMask.from_scores(scores, density=s.density, metadata=metadata).covering(job.model)
+
+
+def _open_parameters(model: nn.Module, frozen_layers: int) -> set[str]:
+    """Names of the parameters behind the first `frozen_layers` modules that have some of their own."""
+    layer_of = {name: name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    layers = list(dict.fromkeys(layer_of.values()))
+    if frozen_layers >= len(layers):
+        raise ValueError(f"frozen_layers is {frozen_layers}, but the model has {len(layers)} layers: leave some open.")
+    return {name for name, layer in layer_of.items() if layer in layers[frozen_layers:]}
 
 
 def _forgetting_losses(job: Job) -> Iterator[Callable[[], Tensor]]:
-    """−CE on every forgotten example, a batch at a time; their sum is the mean over the set."""
-    for rows in torch.arange(len(job.forget)).split(max(SALIENCY_BATCH, job.settings.batch_size)):
+    """−CE on the forgotten examples that count, a batch at a time; their sum is the mean over these."""
+    order = torch.arange(len(job.forget))
+    if job.settings.mask_examples is not None:
+        order = torch.randperm(len(job.forget), generator=job.generator)[: job.settings.mask_examples]
+    for rows in order.split(max(SALIENCY_BATCH, job.settings.batch_size)):
 
         def loss(rows: Tensor = rows) -> Tensor:
             logits = logits_of(job.model, job.forget.batch(rows, job.device))
             labels = job.forget.labels[rows].to(job.device)
-            return -cross_entropy(logits, labels, reduction="sum") / len(job.forget)
+            return -cross_entropy(logits, labels, reduction="sum") / len(order)
 
         yield loss

@@ -224,10 +224,11 @@ class Task:
 
     def _row(self, method: str, seed: int, rates: dict[str, float], done: Forgotten | None = None) -> Row:
         about = {"dataset": self.config.dataset, "setting": self.config.setting, "class": self.config.forget_class}
-        mask = None if done is None or done.mask is None else done.mask.metadata.get("score")
+        mask = None if done is None else done.mask
+        chosen = {"mask": mask and mask.metadata.get("score"), "blocks": mask and _salient_shares(mask)}
         seconds = None if done is None else round(done.seconds, 3)
         rounded = {key: round(value, 4) for key, value in rates.items()}
-        return about | {"method": method, "seed": seed} | rounded | {"rte": seconds, "mask": mask}
+        return about | {"method": method, "seed": seed} | rounded | {"rte": seconds} | chosen
 
     def _save(self, name: str, done: Forgotten) -> None:
         folder = self.config.output_dir / "models" / name
@@ -236,6 +237,11 @@ class Task:
         if done.mask is not None:
             done.mask.save(folder / MASK_FILE)
             done.mask.plot(folder / "mask.png")
+
+
+def _salient_shares(mask: SaliencyMask) -> dict[str, float]:
+    """Block → share of its weights that the mask lets change, in %."""
+    return {block.name: round(100 * block.density, 2) for block in mask.by_block()}
 
 
 @cache

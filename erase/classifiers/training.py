@@ -33,10 +33,18 @@ class TrainSettings:
     """Examples a step."""
 
 
-def batches(examples: Examples, batch_size: int, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
-    """One pass in random order."""
-    for rows in torch.randperm(len(examples), generator=generator).split(batch_size):
+def batches(
+    examples: Examples, batch_size: int, generator: torch.Generator, device: torch.device, share: float = 1.0
+) -> Iterator[Batch]:
+    """One pass over a share of the examples in random order."""
+    order = torch.randperm(len(examples), generator=generator)[: share_of(len(examples), share)]
+    for rows in order.split(batch_size):
         yield examples.batch(rows, device, generator), examples.labels[rows].to(device)
+
+
+def share_of(count: int, share: float) -> int:
+    """At least one of `count` examples."""
+    return max(1, round(share * count))
 
 
 def descend(
