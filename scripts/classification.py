@@ -3,13 +3,13 @@
     python scripts/classification.py                    # docs/classification.json, its page and its plot
     python scripts/classification.py --table            # only the page and the plot, from the rows
 
-Settings are those of configs/classify, tuned by scripts/tune_classification.py on other seeds. Goes on where the rows
-end. Seed s forgets class s where a whole class is forgotten.
+Settings are those of configs/classify, tuned by scripts/tune_classification.py on other seeds. Makes the rows that are
+missing and no others. Seed s forgets class s where a whole class is forgotten.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from multiprocessing import get_context
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from erase.classifiers.config import ClassifyConfig
 from erase.classifiers.methods import METHODS
 from erase.classifiers.run import Task
-from erase.classifiers.table import FLOOR, REFERENCE
+from erase.classifiers.table import FLOOR, ORIGINAL, REFERENCE
 from erase.files import write_json, write_text
 
 DATASETS = ("digits", "canvas-pictures")
@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--datasets", nargs="+", default=DATASETS)
+    parser.add_argument("--datasets", nargs="+", default=DATASETS, choices=DATASETS)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2, help="seeds at once, each on one core")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
@@ -50,32 +50,40 @@ def config_of(dataset: str, setting: str, seed: int, label: int) -> ClassifyConf
     return ClassifyConfig(dataset=dataset, seed=seed, save_models=False, **what)
 
 
-def one_seed(dataset: str, seed: int, settings: Sequence[str]) -> list[Row]:
-    """All methods in the given settings; the model that forgets is trained once for all of them."""
+def one_seed(dataset: str, seed: int, wanted: Mapping[str, list[str]]) -> list[Row]:
+    """The methods that each setting asks for; the model that forgets is trained once for all of them."""
     torch.set_num_threads(1)
     model, rows = None, []
-    for setting in settings:
+    for setting, methods in wanted.items():
         task = Task(config_of(dataset, setting, seed, label=seed))
         model = model or task.original(seed)
-        rows += task.run(seed, [REFERENCE, FLOOR, *APPROXIMATE], model)
+        rows += task.run(seed, methods, model)
     return rows
 
 
 def run(args: argparse.Namespace, path: Path) -> None:
-    rows = json.loads(path.read_text()) if path.exists() else []
-    done = {(row["dataset"], row["setting"], row["seed"]) for row in rows}
-    jobs = {
-        (dataset, seed): [s for s in SETTINGS if (dataset, s, seed) not in done]
-        for dataset, seed in product(args.datasets, range(args.seeds))
-    }
-    jobs = {key: settings for key, settings in jobs.items() if settings}
+    rows = {key_of(row): row for row in (json.loads(path.read_text()) if path.exists() else [])}
+    jobs: dict[tuple[str, int], dict[str, list[str]]] = {}
+    for dataset, seed, setting in product(args.datasets, range(args.seeds), SETTINGS):
+        missing = [m for m in (REFERENCE, FLOOR, *APPROXIMATE) if (dataset, setting, seed, m) not in rows]
+        if missing:
+            jobs.setdefault((dataset, seed), {})[setting] = missing
     with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(one_seed, *key, settings) for key, settings in jobs.items()]
+        futures = [pool.submit(one_seed, *key, wanted) for key, wanted in jobs.items()]
         for future in tqdm(as_completed(futures), total=len(futures), unit="seed"):
-            rows += future.result()
-            order = [*DATASETS, *args.datasets]
-            rows.sort(key=lambda row: (order.index(row["dataset"]), SETTINGS.index(row["setting"]), row["seed"]))
-            write_json(path, rows)
+            rows |= {key_of(row): row for row in future.result()}
+            write_json(path, [rows[key] for key in sorted(rows, key=place_of)])
+
+
+def key_of(row: Row) -> tuple[str, str, int, str]:
+    return row["dataset"], row["setting"], row["seed"], row["method"]
+
+
+def place_of(key: tuple[str, str, int, str]) -> tuple[int, int, int, int]:
+    """Where a row stands in the file."""
+    dataset, setting, seed, method = key
+    order = [ORIGINAL, REFERENCE, FLOOR, *APPROXIMATE]
+    return DATASETS.index(dataset), SETTINGS.index(setting), seed, order.index(method)
 
 
 def main() -> None:

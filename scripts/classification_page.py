@@ -31,15 +31,21 @@ so its gap is what chance alone makes. Every method was tuned with eight trials 
 
 def as_page(rows: Sequence[Row]) -> str:
     """The whole page."""
-    parts = [HEAD, "![Gaps to retraining](images/classification.svg)", summary(rows), published(), *tables(rows)]
-    return "\n\n".join(parts) + "\n"
+    plot = "![Gaps to retraining](images/classification.svg)"
+    return "\n\n".join([HEAD, plot, summary(rows), published(), masks(rows), *tables(rows)]) + "\n"
 
 
 def groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     """Rows of each data set and setting, in the order of the rows."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    parts = _by(rows, "dataset").items()
+    return {(dataset, setting): own for dataset, part in parts for setting, own in _by(part, "setting").items()}
+
+
+def _by(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
+    """Rows with each value of a key, in the order of the rows."""
+    found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault((row["dataset"], row["setting"]), []).append(row)
+        found.setdefault(row[key], []).append(row)
     return found
 
 
@@ -94,6 +100,26 @@ def published() -> str:
         "**Another data set and another network**: the average gaps that SalUn's paper reports for ResNet-18 on\n"
         "CIFAR-10 (arXiv 2310.12508), for orientation only. There the gap is that of the means over ten seeds, the\n"
         "column *gap of means* below.\n\n" + "\n".join(lines)
+    )
+
+
+def masks(rows: Sequence[Row]) -> str:
+    """How much of each block SalUn's masks take, in the order of the network."""
+    lines = []
+    for dataset, own in _by(rows, "dataset").items():
+        settings = _by(of_method(own, "salun"), "setting")
+        lines += [
+            f"| {NAMES.get(dataset, dataset)} | " + " | ".join(TITLES[s] for s in settings) + " |",
+            "|---" * (1 + len(settings)) + "|",
+        ]
+        for block in next(iter(settings.values()))[0]["blocks"]:
+            shares = [spread([row["blocks"][block] for row in part]) for part in settings.values()]
+            lines.append(f"| `{block}` | " + " | ".join(f"{mean:.1f} ± {sd:.1f}" for mean, sd in shares) + " |")
+        lines.append("")
+    return (
+        "## Where it lives\n\nShare of each block's weights in `salun`'s mask, in %, mean ± standard deviation over "
+        "seeds; the mask holds\nhalf of all weights, so 50 is what chance makes. `erase mask --dataset …` writes the "
+        "same for one model, as a table\nand a plot.\n\n" + "\n".join(lines).rstrip()
     )
 
 

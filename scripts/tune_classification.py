@@ -54,11 +54,11 @@ def trials(method: str, setting: str, epochs: int) -> list[Trial]:
     ascent = grid(learning_rate=(0.001, 0.003, 0.01, 0.03), epochs=(3, 10))
     if setting == "random-50":  # ten passes over half the data are a third of retraining's time, and diverge
         ascent = grid(learning_rate=(0.001, 0.003, 0.006, 0.012), epochs=(1, 3))
-    # Masks and targets count as run time, so that less of it is left for the passes.
-    frugal = {"copies": (4,), "mask_examples": (500,), "epochs": (min(3.0, 0.875 * epochs),)}
+    # Masks and targets count as run time.
+    frugal = {"copies": (4,), "mask_examples": (500,), "epochs": (min(3, epochs),)}
     smooth = grid(mistaken=(0.04, 0.1, 0.2, 0.3), learning_rate=(0.1, 0.25), **frugal)
     if setting == "random-50":
-        frugal |= {"copies": (1,), "density": (0.7,), "epochs": (2.0 * epochs,), "frozen_layers": (1,)}
+        frugal |= {"copies": (1,), "density": (0.7,), "epochs": (1.75 * epochs,), "frozen_layers": (1,)}
         smooth = grid(mistaken=(0.05, 0.1, 0.2, 0.4), learning_rate=(0.25, 0.5), **frugal)
     elif setting == "class":
         rates = (0.003, 0.01, 0.02, 0.04, 0.07, 0.1, 0.2, 0.4)

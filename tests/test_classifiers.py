@@ -6,6 +6,7 @@ softmax model; UA, RA, TA and MIA equal independent computations; what cannot wo
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +128,42 @@ def test_the_mask_is_the_top_of_the_forgetting_gradient(trained: nn.Module) -> N
     expected[flat.argsort(descending=True)[: round(0.25 * len(flat))]] = True
     chosen = torch.cat([mask.tensors[name].flatten() for name, _ in model.named_parameters()])
     assert (chosen == expected).float().mean() > 0.999
+
+
+def test_a_mask_may_be_made_from_a_sample(trained: nn.Module) -> None:
+    job = job_of(trained, mask="salient", density=0.25, mask_examples=10)
+    mask = make_mask(job)
+    drawn = torch.randperm(len(job.forget), generator=torch.Generator().manual_seed(job.seed))[:10]
+    same = make_mask(replace(job_of(trained, mask="salient", density=0.25), forget=job.forget[drawn]))
+    whole = make_mask(job_of(trained, mask="salient", density=0.25))
+    assert mask is not None and same is not None and whole is not None
+    assert all(torch.equal(mask.tensors[name], same.tensors[name]) for name in mask.tensors)
+    assert any(not torch.equal(mask.tensors[name], whole.tensors[name]) for name in mask.tensors)
+
+
+@pytest.mark.parametrize("mask", ["salient", "random", "none", "file"])
+def test_frozen_layers_stay(trained: nn.Module, mask: str, tmp_path: Path) -> None:
+    if mask == "file":
+        made = make_mask(job_of(trained, mask="salient"))
+        assert made is not None
+        made.save(tmp_path / "mask.safetensors")
+        mask = str(tmp_path / "mask.safetensors")
+    done = forgotten(job_of(trained, mask=mask, frozen_layers=1, learning_rate=0.05), "rl")
+    before, after = weights(trained), weights(done.model)
+    first = next(iter(before)).rpartition(".")[0]
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and not any(name.startswith(f"{first}.") for name in moved)
+    layers = len({name.rpartition(".")[0] for name in before})
+    with pytest.raises(ValueError, match=f"has {layers} layers: leave some open"):
+        make_mask(job_of(trained, mask="none", frozen_layers=layers))
+
+
+def test_a_part_of_an_epoch_is_a_part_of_the_data(trained: nn.Module) -> None:
+    job = job_of(trained, epochs=2.5, batch_size=8)
+    assert job.shares() == [1.0, 1.0, 0.5] and job_of(trained, epochs=2).shares() == [1.0, 1.0]
+    sizes = [sum(len(labels) for _, labels in job.passes(job.retain, share)) for share in job.shares()]
+    assert sizes == [len(job.retain), len(job.retain), round(len(job.retain) / 2)]
+    assert job.steps(job.retain) == sum(-(-size // 8) for size in sizes)
 
 
 def test_retraining_never_sees_the_forget_set(trained: nn.Module) -> None:
@@ -360,6 +397,10 @@ def test_nan_and_bad_settings_are_refused() -> None:
         ForgetSettings(density=50)
     with pytest.raises(ValueError, match="epochs must be above 0"):
         ForgetSettings(epochs=0)
+    with pytest.raises(ValueError, match="mask_examples must be above 0"):
+        ForgetSettings(mask_examples=0)
+    with pytest.raises(ValueError, match="frozen_layers must be at least 0"):
+        ForgetSettings(frozen_layers=-1)
     labels = torch.tensor([0, 1, 1])
     with pytest.raises(ValueError, match="no example of class 7"):
         forget_rows(labels, fraction=None, label=7, indices=None, seed=0)
