@@ -24,7 +24,7 @@ from erase.classifiers.methods import METHODS, ForgetSettings, Job, make_mask, o
 from erase.classifiers.metrics import confidence, gap, membership_inference, score
 from erase.classifiers.nets import build, fresh, head_of, logits_of
 from erase.classifiers.run import forgotten
-from erase.classifiers.smoothing import exchanged, smoothed_targets
+from erase.classifiers.smoothing import exchanged, smoothed_targets, without_own
 from erase.classifiers.training import TrainSettings, predict, train
 from erase.optim import MaskedSGD
 from erase.saliency import SaliencyMask
@@ -283,6 +283,11 @@ def test_smoothed_targets_are_the_mean_around_and_mistake_the_unsurest(trained: 
     swapped = exchanged(q, torch.tensor([0, 0, 0]), 2)
     assert torch.equal(swapped, torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.5, 0.2], [0.1, 0.8, 0.1]]))
     assert torch.equal(exchanged(q, torch.tensor([0, 0, 1]), 0), q)
+    sure = torch.tensor([[0.6, 0.3, 0.1], [1.0, 0.0, 0.0]])
+    torch.testing.assert_close(without_own(sure, torch.tensor([0, 0])), torch.tensor([[0, 0.75, 0.25], [0, 0.5, 0.5]]))
+    gone = smoothed_targets(trained, data, 0.1, 4, 1.0, torch.Generator().manual_seed(0))
+    assert not gone.gather(1, data.labels[:, None]).any()
+    torch.testing.assert_close(gone.sum(1), torch.ones(len(data)))
 
 
 def test_scores_are_scikit_learns(trained: nn.Module) -> None:

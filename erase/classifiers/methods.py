@@ -70,7 +70,7 @@ class ForgetSettings:
     copies: int = 8
     """salun-smoothed: noisy copies of each example that its target is the mean of."""
     mistaken: float = 0.1
-    """salun-smoothed: share of the forget set that is named wrongly, in [0, 1]: the test error, or 1 for a class."""
+    """salun-smoothed: share of the forget set that is named wrongly, in [0, 1]: the test error; 1 for a whole class."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epochs", "batch_size", "damping", "fisher_examples", "fgsm", "step_length",

@@ -2,7 +2,8 @@
 
 A network that knows an example by heart is surer of it than of its surroundings. The mean of its answers around the
 example is what generalisation alone would say, only never wrong; a model that was trained without the example also errs
-on some, and those are the ones whose surroundings leave it unsure.
+on some, and those are the ones whose surroundings leave it unsure. Where a whole class is forgotten it would not even
+know the name.
 """
 
 from dataclasses import replace
@@ -21,14 +22,22 @@ def smoothed_targets(
 
     noise: σ, in units of the network's inputs. copies: draws of ε for each example. mistaken: share in [0, 1] of the
     examples, those with the least q of their own class, whose own class and best other one change places where the own
-    one is ahead.
+    one is ahead; with 1, of a whole class, the own one has no part in q at all.
     """
     total = torch.zeros(())
     inputs = examples.batch(torch.arange(len(examples)), torch.device("cpu"))
     for _ in range(copies):
         noisy = inputs + noise * torch.randn(inputs.shape, generator=generator)
         total = total + predict(model, replace(examples, inputs=noisy, normalization=None)).softmax(1)
-    return exchanged(total / copies, examples.labels, round(mistaken * len(examples)))
+    q = total / copies
+    return without_own(q, examples.labels) if mistaken == 1 else exchanged(q, examples.labels, round(mistaken * len(q)))
+
+
+def without_own(q: Tensor, labels: Tensor) -> Tensor:
+    """q (N, classes) given that the class is none of `labels` (N,): 0 there, the others in proportion."""
+    # Of an example whose other classes are all 0 in floating point nothing is known: they are alike.
+    others = (q + torch.finfo(q.dtype).tiny).scatter(1, labels[:, None], 0.0)
+    return others / others.sum(1, keepdim=True)
 
 
 def exchanged(q: Tensor, labels: Tensor, count: int) -> Tensor:
