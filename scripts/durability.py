@@ -58,6 +58,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, help="default: closed forms for the sequence, else all"
     )
+    parser.add_argument("--concepts", nargs="+", default=RELEARNED, help="what the relearning wants back")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/durability"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--table", action="store_true", help="run nothing; write the page from the log")
@@ -76,12 +77,12 @@ def config_of(method: str, concepts: Sequence[str], base: str | Path, folder: Pa
     return replace(config, pretrained_model_name_or_path=str(base), concept=named)
 
 
-def scored(concepts: Sequence[str], model: Path, folder: Path, cache: Path) -> dict[str, float]:
+def scored(concepts: Sequence[str], model: Path, folder: Path, cache: Path, **changes: int) -> dict[str, float]:
     """Rates of a model in which all of `concepts` are to be gone, and its FD over the base's."""
     shutil.rmtree(folder, ignore_errors=True)
     canvas_evaluation(
         load_concepts(concepts, model=CANVAS), {"base": CANVAS, "erased": model}, folder, cache,
-        Accelerator(mixed_precision=native_precision()), "canvas-quick", first_seed=FIRST_SEED,
+        Accelerator(mixed_precision=native_precision()), "canvas-quick", first_seed=FIRST_SEED, **changes,
     ).run()  # fmt: skip
     metrics = load_metrics(folder)
     base, erased = ({key: figure["value"] for key, figure in metrics[name].items()} for name in ("base", "erased"))
@@ -117,7 +118,8 @@ def relearned(method: str, concept: str, work: Path) -> Iterator[Row]:
     folder = config.output_dir
     for start, stop in zip((0, *STEPS), STEPS):
         folder = fine_tuned(folder, concept, start, stop, work / f"relearned-{stop}") if stop else folder
-        rates = scored([concept], folder, work / "evaluation", config.data_cache_dir)
+        # What is kept is not asked here: a few retained pictures, for the protocol's sake.
+        rates = scored([concept], folder, work / "evaluation", config.data_cache_dir, num_retain_images=20)
         yield {"study": "relearning", "method": method, "concept": concept, "steps": stop} | rates
 
 
@@ -162,7 +164,7 @@ def run(args: argparse.Namespace, log: Path) -> None:
         if missing(study="sequence", method=method, concepts=SCORED[-1], at_once=False):
             for row in in_a_row(method, args.work_dir):
                 keep(row)
-    pairs = product(RELEARNED, args.methods or METHODS) if "relearning" in args.studies else ()
+    pairs = product(args.concepts, args.methods or METHODS) if "relearning" in args.studies else ()
     for concept, method in pairs:
         if missing(study="relearning", method=method, concept=concept, steps=STEPS[-1]):
             for row in relearned(method, concept, args.work_dir):
