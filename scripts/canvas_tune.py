@@ -9,6 +9,7 @@ Each call tries one setting: the canvas's own with the given values on top.
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +52,31 @@ def try_setting(concept: str, changes: dict[str, Any], args: argparse.Namespace)
     config = EraseConfig.load(pretrained_model_name_or_path=CANVAS, output_dir=args.work_dir / concept,
                               overwrite_output_dir=True, proof=False, save_patch=False, **values)  # fmt: skip
     erase(config)
-    folder = args.work_dir / f"{concept}-evaluation"
+    folder, counts = args.work_dir / f"{concept}-evaluation", (args.num_target_images, args.num_retain_images)
+    figures = scored(
+        [concept], config.output_dir, folder, config.data_cache_dir, args.protocol,
+        num_target_images=counts[0], num_retain_images=counts[1],
+    )  # fmt: skip
+    return {"concept": concept, "changes": changes} | figures
+
+
+def scored(
+    concepts: Sequence[str], model: Path, folder: Path, cache: Path, protocol: str, **changes: int
+) -> dict[str, dict[str, float]]:
+    """Every rate of base and model at tuning seeds; all of `concepts` are to be gone from the model."""
     shutil.rmtree(folder, ignore_errors=True)
     canvas_evaluation(
-        load_concepts([concept], model="canvas"),
-        {"base": CANVAS, "erased": config.output_dir},
+        load_concepts(concepts, model=CANVAS),
+        {"base": CANVAS, "erased": model},
         folder,
-        config.data_cache_dir,
+        cache,
         Accelerator(mixed_precision=native_precision()),
-        args.protocol,
-        num_target_images=args.num_target_images,
-        num_retain_images=args.num_retain_images,
+        protocol,
         first_seed=FIRST_SEED,
+        **changes,
     ).run()
     metrics = load_metrics(folder)
-    figures = {model: {key: figure["value"] for key, figure in metrics[model].items()} for model in MODELS}
-    return {"concept": concept, "changes": changes} | figures
+    return {name: {key: figure["value"] for key, figure in metrics[name].items()} for name in MODELS}
 
 
 def main() -> None:

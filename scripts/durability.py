@@ -11,7 +11,6 @@ seeds are those that the benchmark leaves out; a line of docs/durability.jsonl i
 
 import argparse
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -19,18 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from canvas_tune import FIRST_SEED, Row, read
+from canvas_tune import Row, read, scored
+from torch import Tensor
 from torch.nn.functional import mse_loss
 from tqdm.auto import tqdm
 
 from erase import EraseConfig, erase, load_concepts
 from erase.config import CANVAS
-from erase.devices import native_precision
-from erase.evaluate.evaluation import load_metrics
-from erase.evaluate.proof import canvas_evaluation
+from erase.data import cycled
 from erase.files import append_lines, write_text
 from erase.models import load_denoiser
+from erase.models.base import rows as rows_of
 
 CHAIN = ("dog", "neon", "bicycle", "mushroom", "fish")
 SCORED = (1, 3, 5)
@@ -77,15 +75,9 @@ def config_of(method: str, concepts: Sequence[str], base: str | Path, folder: Pa
     return replace(config, pretrained_model_name_or_path=str(base), concept=named)
 
 
-def scored(concepts: Sequence[str], model: Path, folder: Path, cache: Path, **changes: int) -> dict[str, float]:
-    """Rates of a model in which all of `concepts` are to be gone, and its FD over the base's."""
-    shutil.rmtree(folder, ignore_errors=True)
-    canvas_evaluation(
-        load_concepts(concepts, model=CANVAS), {"base": CANVAS, "erased": model}, folder, cache,
-        Accelerator(mixed_precision=native_precision()), "canvas-quick", first_seed=FIRST_SEED, **changes,
-    ).run()  # fmt: skip
-    metrics = load_metrics(folder)
-    base, erased = ({key: figure["value"] for key, figure in metrics[name].items()} for name in ("base", "erased"))
+def rates_of(concepts: Sequence[str], model: Path, folder: Path, cache: Path, **changes: int) -> dict[str, float]:
+    """What the tables show of a model in which all of `concepts` are to be gone."""
+    base, erased = scored(concepts, model, folder, cache, "canvas-quick", **changes).values()
     kept = min(erased[key] / base[key] for key in ("ira", "cra"))
     return {"ua_coherent": erased["ua_coherent"], "ua": erased["ua"], "kept": kept,
             "fd": erased["fd_canvas"] / base["fd_canvas"]}  # fmt: skip
@@ -99,7 +91,7 @@ def in_a_row(method: str, work: Path) -> Iterator[Row]:
         erase(config)
         base = config.output_dir
         if at in SCORED:
-            rates = scored(CHAIN[:at], config.output_dir, work / "evaluation", config.data_cache_dir)
+            rates = rates_of(CHAIN[:at], config.output_dir, work / "evaluation", config.data_cache_dir)
             yield {"study": "sequence", "method": method, "concepts": at, "at_once": False} | rates
 
 
@@ -107,7 +99,7 @@ def at_once(method: str, work: Path) -> Row:
     """Erase the whole chain in one go."""
     config = config_of(method, CHAIN, CANVAS, work / "at-once")
     erase(config)
-    rates = scored(CHAIN, config.output_dir, work / "evaluation", config.data_cache_dir)
+    rates = rates_of(CHAIN, config.output_dir, work / "evaluation", config.data_cache_dir)
     return {"study": "sequence", "method": method, "concepts": len(CHAIN), "at_once": True} | rates
 
 
@@ -115,33 +107,30 @@ def relearned(method: str, concept: str, work: Path) -> Iterator[Row]:
     """Erase a concept and train the result on the base's pictures of it, scoring on the way."""
     config = config_of(method, [concept], CANVAS, work / "erased")
     erase(config)
+    prompts = cycled(load_concepts([concept], model=CANVAS)[0].forget, PICTURES)
+    x0 = load_denoiser(CANVAS).sample_latents(prompts, range(PICTURES), 15, 3.0, "dpm++")
     folder = config.output_dir
     for start, stop in zip((0, *STEPS), STEPS):
-        folder = fine_tuned(folder, concept, start, stop, work / f"relearned-{stop}") if stop else folder
+        folder = fine_tuned(folder, prompts, x0, (start, stop), work / f"relearned-{stop}") if stop else folder
         # What is kept is not asked here: a few retained pictures, for the protocol's sake.
-        rates = scored([concept], folder, work / "evaluation", config.data_cache_dir, num_retain_images=20)
+        rates = rates_of([concept], folder, work / "evaluation", config.data_cache_dir, num_retain_images=20)
         yield {"study": "relearning", "method": method, "concept": concept, "steps": stop} | rates
 
 
-def fine_tuned(model: Path, concept: str, start: int, stop: int, folder: Path) -> Path:
-    """Steps `start` to `stop` of ordinary training on the concept's pictures and prompts; AdamW starts anew."""
-    torch.manual_seed(start)
-    prompts = load_concepts([concept], model=CANVAS)[0].forget
-    asked = [prompts[row % len(prompts)] for row in range(PICTURES)]
-    x0 = load_denoiser(CANVAS).sample_latents(asked, range(PICTURES), 15, 3.0, "dpm++")
+def fine_tuned(model: Path, prompts: Sequence[str], x0: Tensor, steps: tuple[int, int], folder: Path) -> Path:
+    """Ordinary training from one step to another on latents (N, C, h, w) and their prompts; AdamW starts anew."""
     denoiser = load_denoiser(str(model))
     with torch.no_grad():
-        conditioning = denoiser.encode(asked)
-    network, generator = denoiser.module.train(), torch.Generator().manual_seed(start)
+        conditioning = denoiser.encode(prompts)
+    network, generator = denoiser.module.train(), torch.Generator().manual_seed(steps[0])
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE)
-    for _ in tqdm(range(start, stop), desc=f"relearn {concept}", unit="step"):
-        rows = torch.randint(PICTURES, (BATCH,), generator=generator)
-        t, noise = denoiser.sample_timesteps(BATCH, generator), torch.randn(x0[rows].shape, generator=generator)
-        found = denoiser.predict(
-            denoiser.add_noise(x0[rows], noise, t), t, {key: value[rows] for key, value in conditioning.items()}
-        )
+    for _ in tqdm(range(*steps), desc="relearn", unit="step"):
+        drawn = torch.randint(PICTURES, (BATCH,), generator=generator)
+        x, t = x0[drawn], denoiser.sample_timesteps(BATCH, generator)
+        noise = torch.randn(x.shape, generator=generator)
+        found = denoiser.predict(denoiser.add_noise(x, noise, t), t, rows_of(conditioning, drawn))
         optimizer.zero_grad()
-        mse_loss(found, denoiser.target(x0[rows], noise, t)).backward()
+        mse_loss(found, denoiser.target(x, noise, t)).backward()
         optimizer.step()
     network.eval()
     denoiser.pipeline.save_pretrained(folder)

@@ -281,7 +281,8 @@ def make_mask(job: Job) -> SaliencyMask | None:
     if s.mask not in get_args(MaskName):
         mask = SaliencyMask.load(s.mask)
         mask.check(job.model)
-        return mask & SaliencyMask.full(job.model, scope)
+        # Only where something is frozen: what two masks disagree on, such as the score, leaves the metadata.
+        return mask & SaliencyMask.full(job.model, scope) if s.frozen_layers else mask
     if s.mask == "random":
         none = {name: torch.zeros(p.shape) for name, p in job.model.named_parameters()}
         return SaliencyMask.random(SaliencyMask.from_scores(none, density=s.density, scope=scope), job.seed)
