@@ -4,9 +4,10 @@
     python scripts/benchmark.py --concepts cat --methods salun uce --seeds 1
     python scripts/benchmark.py --table                          # only the page, from the rows that are there
 
-Each concept is one `erase compare` under --work_dir. Rows of docs/benchmark.json that were made with the settings that
-a method has now are kept and not made again, so the benchmark can be filled by parts: all concepts with the first seed,
-then with the next. A gold model (build_canvas.py --without CONCEPT) is scored where --gold names the folder that holds
+Each concept and seed is one `erase compare` under --work_dir. A seed is a run of its own throughout: other training
+pictures, steps and masks, and other pictures to score, so that a closed form's and a guard's rows are new samples too.
+Rows of docs/benchmark.json that were made with the settings that a method has now are kept and not made again, so the
+benchmark can be filled by parts: all concepts with the first seed, then with the next. A gold model (build_canvas.py --without CONCEPT) is scored where --gold names the folder that holds
 it; rows of docs/canvas.json stand in for those that were scored before.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
 from accelerate import Accelerator
 from benchmark_page import BASE, GOLD, Row, as_markdown, as_svg
 
@@ -30,12 +32,15 @@ from erase.compare.rows import row_of, rows_of
 from erase.config import CANVAS
 from erase.devices import native_precision
 from erase.evaluate.proof import BATCH_SIZE, canvas_evaluation
+from erase.evaluate.protocols import PROTOCOLS_DIR
 from erase.files import write_json, write_text
 
 # None of them was used to tune a method: those are butterfly and watercolor, and for `salun-anchored` also snowman,
 # mushroom, dog, bicycle, fish, rocket and neon.
 CONCEPTS = ("cat", "sketch", "car", "pixel art", "penguin", "apple")
 PROTOCOL = "canvas-quick"
+SEEDS_APART = 10_000
+"""Between the first pictures of two seeds: more than a protocol has pictures, and far below the training pictures'."""
 METHODS = {
     "salun-anchored": "salun-anchored",
     "recommended": "recommended",
@@ -108,14 +113,24 @@ def current_rows(path: Path) -> list[Row]:
 
 
 def missing(rows: list[Row], concept: str, names: list[str], seed: int) -> list[str]:
-    """The methods that lack a row of the concept at the seed; guards have one row, with seed 0."""
-    seen = {(row["method"], row["seed"]) for row in rows if row["concept"] == concept}
-    return [name for name in names if (name, 0 if is_guard(name) else seed) not in seen]
+    """The methods that lack a row of the concept at the seed."""
+    seen = {row["method"] for row in rows if (row["concept"], row["seed"]) == (concept, seed)}
+    return [name for name in names if name not in seen]
+
+
+def protocol_of(seed: int, folder: Path) -> str:
+    """The protocol at picture seeds of the seed's own; its file, or its name for the first."""
+    if seed == 0:
+        return PROTOCOL
+    path = folder / f"{PROTOCOL}-{seed}.yaml"
+    values = yaml.safe_load((PROTOCOLS_DIR / f"{PROTOCOL}.yaml").read_text(encoding="utf-8"))
+    write_text(path, yaml.safe_dump(values | {"first_seed": values["first_seed"] + seed * SEEDS_APART}))
+    return str(path)
 
 
 def compared(concept: str, names: list[str], seed: int, args: argparse.Namespace) -> list[Row]:
     """Run `erase compare` on a concept and return the rows of all runs that succeeded."""
-    folder = args.work_dir / concept.replace(" ", "-")
+    folder = args.work_dir / f"{concept.replace(' ', '-')}-{seed}"
     try:
         run_compare(
             CompareConfig(
@@ -127,18 +142,18 @@ def compared(concept: str, names: list[str], seed: int, args: argparse.Namespace
                 seeds=1,
                 seed=seed,
                 processes=args.processes,
-                protocol=PROTOCOL,
-                evaluate=(f"batch_size={BATCH_SIZE}",),
+                protocol=protocol_of(seed, args.work_dir),
+                evaluate=(f"batch_size={BATCH_SIZE}", "report=false"),
             )
         )
     except ValueError as error:
         print(f"{concept}, seed {seed}: {error}", file=sys.stderr)
     wanted = {BASE, *names}
-    return [_row(row, folder / row["folder"]) for row in rows_of(folder) if row["method"] in wanted]
+    return [_row(row | {"seed": seed}, folder / row["folder"]) for row in rows_of(folder) if row["method"] in wanted]
 
 
 def _row(row: Row, run: Path) -> Row:
-    names = {"method": row["method"], "concept": row["concept"], "seed": row["seed"] or 0}
+    names = {"method": row["method"], "concept": row["concept"], "seed": row["seed"]}
     known = {"settings": settings_of(row["method"])} if row["method"] in METHODS else {}
     kept = {"per_class": kept_classes(run, row["concept"])}
     return names | {key: row[key] for key in (*FIGURES, "ua", "coherence", *COSTS)} | known | kept
