@@ -7,8 +7,9 @@
 Each concept and seed is one `erase compare` under --work_dir. A seed is a run of its own throughout: other training
 pictures, steps and masks, and other pictures to score, so that a closed form's and a guard's rows are new samples too.
 Rows of docs/benchmark.json that were made with the settings that a method has now are kept and not made again, so the
-benchmark can be filled by parts: all concepts with the first seed, then with the next. A gold model (build_canvas.py --without CONCEPT) is scored where --gold names the folder that holds
-it; rows of docs/canvas.json stand in for those that were scored before.
+benchmark can be filled by parts: all concepts with the first seed, then with the next. A gold model (build_canvas.py
+--without CONCEPT) is scored where --gold names the folder that holds it; rows of docs/canvas.json stand in for those
+that were scored before.
 """
 
 import argparse

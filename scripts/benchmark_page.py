@@ -14,6 +14,7 @@ from erase.config import CANVAS
 from erase.methods import METHODS
 
 Row = dict[str, Any]
+Bases = dict[tuple[str, int], Row]
 BASE, GOLD = "base", "gold"
 HEAD = """# The benchmark: every method on the canvas
 
@@ -26,13 +27,15 @@ the search for a better mask, so its `cat` is not wholly unseen.
 
 Rates in %, mean ± sd over concepts and seeds; IRA and CRA of the base's own, FD over the base's own (1 is what other
 seeds alone make). Front: on how many concepts no other method erases at least as much and keeps at least as much, the
-lesser of IRA and CRA. Seconds on one core: mask and training, or the edit, without the pictures to train on. The gap is
-the mean absolute difference to the model retrained without the concept, in UA coherent, IRA and CRA (points) and in FD
-(floors).
-A closed form and a guard have nothing random, so their spread is the concepts' alone. Protocol:
-[canvas-quick](evaluation.md#the-canvas), 60 target and 100 or 114 retained pictures a run: one picture is 1.7 points
-of UA coherent, and what is erased without fault still scores about 98, for so many of the base's own pictures are
-coherent."""
+lesser of IRA and CRA; in brackets, on how many none does so by more than chance (two standard errors of either
+difference). Seconds on one core: mask and training, or the edit, without the pictures to train on. The gap is the mean
+absolute difference to the model retrained without the concept, in UA coherent, IRA and CRA (points) and in FD (floors).
+A seed is a run of its own with other pictures to score, the base's too; a closed form and a guard have nothing random,
+so over seeds only their pictures differ. Protocol: [canvas-quick](evaluation.md#the-canvas), 60 target and 100 or 114
+retained pictures a run: one picture is 1.7 points of UA coherent, and what is erased without fault still scores about
+98, for so many of the base's own pictures are coherent."""
+PICTURES = 60
+"""Of a row: those of the target, the fewest that any of its rates is made of."""
 TAIL = """The bundled model's words are one token each and its prompts name every class; a method that
 edits what words do ([recommended](methods/recommended.md), [uce](methods/uce.md), [rece](methods/rece.md),
 [speed](methods/speed.md)) has it easy here. On Stable Diffusion's nudity, which is asked for in many words, UCE is
@@ -88,15 +91,26 @@ def over_base(row: Row, base: Row) -> dict[str, float]:
     }
 
 
-def bases_of(rows: Sequence[Row]) -> dict[str, Row]:
-    return {row["concept"]: row for row in rows if row["method"] == BASE}
+def run_of(row: Row) -> tuple[str, int]:
+    """Concept and seed: the rows that were scored on the same prompts and picture seeds."""
+    return row["concept"], row["seed"]
+
+
+def bases_of(rows: Sequence[Row]) -> Bases:
+    """The base's own row of each concept and seed."""
+    return {run_of(row): row for row in rows if row["method"] == BASE}
+
+
+def concepts_of(base: Bases) -> list[str]:
+    """The concepts whose base was measured, in the rows' order."""
+    return list(dict.fromkeys(concept for concept, _ in base))
 
 
 def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of concepts whose base was measured."""
+    """Rows of concepts and seeds whose base was measured."""
     base, groups = bases_of(rows), defaultdict(list)
     for row in rows:
-        if row["concept"] in base:
+        if run_of(row) in base:
             groups[row["method"]].append(row)
     return groups
 
@@ -111,7 +125,7 @@ def main_table(rows: Sequence[Row]) -> str:
     names = sorted(groups, key=lambda method: (method not in (BASE, GOLD), method == GOLD, -score[method]))
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for method in names:
-        values = [over_base(row, base[row["concept"]]) for row in groups[method]]
+        values = [over_base(row, base[run_of(row)]) for row in groups[method]]
         digits = {"ua_coherent": 1, "ira": 1, "cra": 1, "fd": 2}
         cells = [spread([value[key] for value in values], places) for key, places in digits.items()]
         cells += [fronts.get(method, "–"), gap_to_gold(method, groups, base)]
@@ -120,32 +134,55 @@ def main_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def gap_to_gold(method: str, groups: dict[str, list[Row]], base: dict[str, Row]) -> str:
+def gap_to_gold(method: str, groups: dict[str, list[Row]], base: Bases) -> str:
     """Mean over the concepts that have a gold model."""
     gaps = []
     for gold in groups.get(GOLD, ()) if method not in (BASE, GOLD) else ():
-        floor = base[gold["concept"]]["fd_canvas"]
-        scaled = gold | {"fd_canvas": floor * over_base(gold, base[gold["concept"]])["fd"]}
+        floor = base[run_of(gold)]["fd_canvas"]
+        scaled = gold | {"fd_canvas": floor * over_base(gold, base[run_of(gold)])["fd"]}
         of_concept = [row for row in groups[method] if row["concept"] == gold["concept"]]
         gaps += [average_gap(of_concept, scaled, floor)] if of_concept else []
     return f"{fmean(gaps):.1f}" if gaps else "–"
 
 
-def point_of(rows: Sequence[Row], base: dict[str, Row]) -> tuple[float, float]:
+def point_of(rows: Sequence[Row], base: Bases) -> tuple[float, float]:
     """(UA coherent, the lesser of IRA and CRA of base), means over the rows, in %."""
-    values = [over_base(row, base[row["concept"]]) for row in rows]
+    values = [over_base(row, base[run_of(row)]) for row in rows]
     return fmean(v["ua_coherent"] for v in values), fmean(min(v["ira"], v["cra"]) for v in values)
 
 
 def on_fronts(rows: Sequence[Row]) -> dict[str, str]:
-    """Method → on how many concepts' fronts it lies, of how many."""
+    """Method → on how many concepts' fronts it lies, by more than chance in brackets, of how many."""
     base, counts = bases_of(rows), defaultdict(list)
-    for concept in base:
-        groups = by_method([row for row in rows if row["concept"] == concept and row["method"] not in (GOLD,)])
-        points = {method: point_of(group, base) for method, group in groups.items() if method != BASE}
-        for method, flag in zip(points, pareto_front(list(points.values()))):
-            counts[method].append(flag)
-    return {method: f"{sum(flags)} of {len(flags)}" for method, flags in counts.items()}
+    for concept in concepts_of(base):
+        groups = by_method([row for row in rows if row["concept"] == concept])
+        groups = {method: group for method, group in groups.items() if method not in (BASE, GOLD)}
+        points = [point_of(group, base) for group in groups.values()]
+        sizes = [PICTURES * len(group) for group in groups.values()]
+        beaten = [any(beats_by_more(p, q, n, m) for q, m in zip(points, sizes)) for p, n in zip(points, sizes)]
+        for method, *flags in zip(groups, pareto_front(points), beaten):
+            counts[method].append(flags)
+    return {
+        method: f"{sum(front for front, _ in flags)} ({sum(not worse for _, worse in flags)}) of {len(flags)}"
+        for method, flags in counts.items()
+    }
+
+
+def beats_by_more(point: Sequence[float], other: Sequence[float], n: int, m: int) -> bool:
+    """Whether `other`, of m pictures, is nowhere worse than `point`, of n, and somewhere better by more than chance.
+
+    Chance: two standard errors of the difference of two rates in %, each with a success and a failure added
+    (Agresti & Caffo 2000), so that a rate of 100 has one too.
+    """
+    if any(b < a for a, b in zip(point, other)):
+        return False
+    return any(b - a > 2 * (variance(a, n) + variance(b, m)) ** 0.5 for a, b in zip(point, other))
+
+
+def variance(rate: float, n: int) -> float:
+    """Of a rate in % over n pictures; of the base's own, a rate may be above 100."""
+    share = (n * min(rate, 100.0) / 100 + 1) / (n + 2)
+    return 1e4 * share * (1 - share) / (n + 2)
 
 
 def mean_cost(rows: Sequence[Row], key: str, unit: float, digits: int) -> str:
@@ -164,13 +201,14 @@ BY_CONCEPT = "UA coherent / the lesser of IRA and CRA, of the base's / FD over t
 def concept_table(rows: Sequence[Row]) -> str:
     """A line a method, a column a concept."""
     base, groups = bases_of(rows), by_method(rows)
-    lines = [f"| | {' | '.join(base)} |", "|---" * (1 + len(base)) + "|"]
+    concepts = concepts_of(base)
+    lines = [f"| | {' | '.join(concepts)} |", "|---" * (1 + len(concepts)) + "|"]
     for method, group in groups.items():
         cells = []
-        for concept in base:
+        for concept in concepts:
             found = [row for row in group if row["concept"] == concept]
             erased, kept = point_of(found, base) if found else (0.0, 0.0)
-            distance = fmean(over_base(row, base[concept])["fd"] for row in found) if found else 0.0
+            distance = fmean(over_base(row, base[run_of(row)])["fd"] for row in found) if found else 0.0
             cells.append(f"{erased:.1f} / {kept:.1f} / {distance:.2f}" if found else "")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -178,25 +216,27 @@ def concept_table(rows: Sequence[Row]) -> str:
 
 NEIGHBOURS = """What happens to the others of the erased one's kind, its anchor (behind the arrow) among them: the class
 that lost most of its retained pictures against the base, in points, mean over seeds; – where none lost any. Objects
-have 6 such pictures each, styles 20."""
+have 6 such pictures each a seed, styles 20."""
 
 
 def neighbour_table(rows: Sequence[Row]) -> str:
-    base = {concept: row["per_class"] for concept, row in bases_of(rows).items()}
-    titles = [f"{concept} → {anchor_of(concept, list(kept))}" for concept, kept in base.items()]
+    base = bases_of(rows)
+    classes = {concept: list(row["per_class"]) for (concept, _), row in base.items()}
+    titles = [f"{concept} → {anchor_of(concept, names)}" for concept, names in classes.items()]
     lines = [f"| | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
     for method, group in by_method(rows).items():
         if method not in (BASE, GOLD):
-            cells = [lost_most([row for row in group if row["concept"] == c], kept) for c, kept in base.items()]
+            cells = [lost_most([row for row in group if row["concept"] == concept], base) for concept in classes]
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def lost_most(rows: Sequence[Row], base: dict[str, float]) -> str:
-    """The class whose rate fell most, and by how many points; nothing without rows."""
+def lost_most(rows: Sequence[Row], base: Bases) -> str:
+    """The class whose rate fell most, and by how many points; nothing without rows. One concept's rows."""
     if not rows:
         return ""
-    falls = {name: fmean(row["per_class"][name] for row in rows) - rate for name, rate in base.items()}
+    pairs = [(row["per_class"], base[run_of(row)]["per_class"]) for row in rows]
+    falls = {name: fmean(rates[name] - before[name] for rates, before in pairs) for name in pairs[0][1]}
     worst = min(falls, key=falls.__getitem__)
     return f"{worst} −{-100 * falls[worst]:.0f}" if falls[worst] < 0 else "–"
 
@@ -248,7 +288,7 @@ def as_svg(rows: Sequence[Row]) -> str:
 def shared_concepts(rows: Sequence[Row]) -> list[str]:
     """The concepts that every method has a row of: a mean over others would compare concepts, not methods."""
     methods = {row["method"] for row in rows if row["method"] in METHODS}
-    return [c for c in bases_of(rows) if methods <= {row["method"] for row in rows if row["concept"] == c}]
+    return [c for c in concepts_of(bases_of(rows)) if methods <= {row["method"] for row in rows if row["concept"] == c}]
 
 
 def kind_in_plot(method: str) -> str:
