@@ -141,6 +141,12 @@ def test_jobs_carry_the_same_seeds_and_their_own_settings(compare: Compare, tmp_
     assert guard[:1] == ("evaluate",) and " --guard sld-max --concept canvas/cat " in f" {' '.join(guard)} "
 
 
+def test_an_edit_without_anything_random_runs_once(compare: Compare) -> None:
+    jobs = plan(compare("recommended,uce,control=recommended:mask=random", seeds=3))
+    assert [job.name for job in jobs[1:4]] == ["recommended, seed 0", "uce, seed 0", "control, seed 0"]
+    assert [job.name for job in jobs[4:]] == ["control, seed 1", "control, seed 2"]
+
+
 def test_other_counts_of_pictures_reach_every_run(compare: Compare) -> None:
     base, run = plan(compare("salun", num_target_images=6, num_retain_images=1, seeds=1))
     file = Path(base.steps[0].arguments[base.steps[0].arguments.index("--protocol") + 1])

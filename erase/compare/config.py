@@ -46,7 +46,7 @@ class CompareConfig:
     overwrite_output_dir: bool = False
     """Make runs again that --output_dir holds with other settings."""
     seeds: int = 3
-    """Runs of each method that trains or edits, each with a seed of its own."""
+    """Runs of each method that trains, each with a seed of its own; a closed form without anything random runs once."""
     seed: int = 0
     """Seed of the first run; the others count up."""
     processes: int = 1

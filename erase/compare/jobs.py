@@ -104,7 +104,9 @@ class Job:
 
 
 def plan(config: CompareConfig) -> list[Job]:
-    """Base, guards, then every other method seed by seed; a flag that cannot work is an error here.
+    """Base, guards, then every other method seed by seed, an edit without anything random with the first seed alone.
+
+    A flag that cannot work is an error here.
 
     Where the proof is asked for with other counts than its own, its protocol is written to output_dir/protocol.yaml.
     """
@@ -117,8 +119,17 @@ def plan(config: CompareConfig) -> list[Job]:
         guard = {"guard": entry.method, "concept": name, **entry.settings}
         jobs.append(_untrained(config, concept.name, entry.label, entry.kind, guard))
     trained = [(entry, _settings(config, entry)) for entry in config.entries if entry.kind != "inference"]
-    seeds = range(config.seed, config.seed + config.seeds)
-    return jobs + [_run(config, concept.name, entry, settings, seed) for seed in seeds for entry, settings in trained]
+    return jobs + [
+        _run(config, concept.name, entry, settings, config.seed + number)
+        for number in range(config.seeds)
+        for entry, settings in trained
+        if number == 0 or _has_chance(entry, settings)
+    ]
+
+
+def _has_chance(entry: Entry, settings: Settings) -> bool:
+    """Whether another seed gives other weights."""
+    return entry.kind == "trained" or settings["mask"] == "random"
 
 
 def _run(config: CompareConfig, concept: str, entry: Entry, settings: Settings, seed: int) -> Job:

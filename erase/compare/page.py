@@ -138,7 +138,7 @@ def warnings(comparison: Mapping[str, Any]) -> Iterator[str]:
     fewest = min((protocol[key] for key in ("num_target_images", "num_retain_images") if protocol[key]), default=0)
     if fewest < FEW_PICTURES:
         yield f"Some figures rest on {fewest} pictures only."
-    if once := [line["method"] for line in methods_of(comparison) if line["n"] == 1 and line["kind"] != "inference"]:
+    if once := [line["method"] for line in methods_of(comparison) if line["n"] == 1 and line["kind"] == "trained"]:
         yield f"One seed only, so nothing tells how far chance goes: {', '.join(once)}."
 
 
