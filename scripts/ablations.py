@@ -11,6 +11,7 @@ scored as `scripts/canvas_tune.py` does, at seeds that the benchmark never draws
 import argparse
 import json
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 from canvas_tune import Row, read, summary, try_setting
 
-from erase import load_concepts
+from erase import EraseConfig, load_concepts
 from erase.config import CANVAS
 from erase.files import write_text
 
@@ -97,8 +98,19 @@ def parse_args() -> argparse.Namespace:
 
 
 def find(rows: list[Row], concept: str, changes: Changes, seed: int) -> Row | None:
-    key = json.loads(json.dumps(changes))
-    return next((r for r in rows if (r["concept"], r["changes"], r["seed"]) == (concept, key, seed)), None)
+    """The run of the log that had these very settings, whichever study it was made for."""
+    wanted = settings_of(json.dumps(changes))
+    of_concept = [row for row in rows if (row["concept"], row["seed"]) == (concept, seed)]
+    return next((row for row in of_concept if settings_of(json.dumps(row["changes"])) == wanted), None)
+
+
+@cache
+def settings_of(text: str) -> Changes:
+    """All settings of a run, the defaults among them, of its changes as JSON."""
+    changes = json.loads(text)
+    retained = changes.pop("retain_classes", None)
+    config = EraseConfig.load(concept="cat", pretrained_model_name_or_path=CANVAS, **changes)
+    return config.as_dict() | {"retain_classes": retained}
 
 
 def settings(args: argparse.Namespace) -> Iterator[tuple[str, Changes, int]]:
