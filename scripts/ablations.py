@@ -58,6 +58,10 @@ STUDIES: dict[str, dict[str, Changes]] = {
         for density, mask in product((0.01, 0.1, 0.5), ("salient", "random"))
     }
     | {"1, none": trained(mask="none")},
+    "rate": {
+        f"{density:g}, {mask}, {rate:g}": trained(density=density, mask=mask, learning_rate=rate)
+        for density, mask, rate in product((0.01, 0.1), ("salient", "random"), (6e-4, 2e-3, 6e-3))
+    },
     "trained-score": {
         f"{score}, density 0.1": trained(density=0.1, mask_score=score) for score in ("gradient", "fisher", "snip")
     },
@@ -76,6 +80,7 @@ TITLES = {
     "density": "How few weights are enough? `recommended`: density and mask",
     "score": "`recommended`: what chooses the weights",
     "mask": "`salun-anchored`: density and mask",
+    "rate": "`salun-anchored`: a learning rate for each density and mask",
     "trained-score": "`salun-anchored`: what chooses the weights",
     "target": "`salun-anchored`: whose prediction is the target, and α",
     "retain": "`salun-anchored`: which retained pictures",
