@@ -6,10 +6,12 @@ a killed and resumed run ends bit-equal; two processes with half the batch agree
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from safetensors.torch import load_file
 from erase import EraseConfig, SaliencyMask, apply_patch, erase, remove_patch
 from erase.patch import PATCH_FILE
 from erase.run import MASK_FILE, build_only_mask
+from erase.trainer import Trainer
 from tiny import FAMILIES
 
 TinyFolder = Callable[[str], Path]
@@ -36,21 +39,16 @@ SMALL = {
     "learning_rate": 1e-3,
     "mixed_precision": "no",
 }
-# The reader of an export: plain diffusers, in a process that must not find this package. A patch needs it, of course.
+# The reader of an export: plain diffusers, in a process that must not find this package.
 DRAW = """
 import sys
-folder, picture_file, *patch = sys.argv[1:]
-if not patch:
-    sys.modules["erase"] = None
+sys.modules["erase"] = None
 import numpy, torch
 from diffusers import DiffusionPipeline
-torch.set_num_threads(1)
-pipe = DiffusionPipeline.from_pretrained(folder)
-if patch:
-    from erase import apply_patch
-    apply_patch(pipe, patch[0])
-picture = pipe("a church", num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(1)).images
-numpy.save(picture_file, picture)
+for folder in sys.argv[1:]:
+    pipe, generator = DiffusionPipeline.from_pretrained(folder), torch.Generator().manual_seed(1)
+    picture = pipe("a church", num_inference_steps=2, output_type="np", generator=generator).images
+    numpy.save(f"{folder}/drawn.npy", picture)
 """
 
 
@@ -111,13 +109,11 @@ def test_family_by_method(family: str, method: str, config: Callable[..., EraseC
 def test_export_loads_where_the_package_is_absent(
     config: Callable[..., EraseConfig], tiny: TinyFolder, tmp_path: Path
 ) -> None:
-    out = erase(config())
-    for name, arguments in (("export", [out]), ("patched", [tiny("sd1"), out / PATCH_FILE]), ("base", [tiny("sd1")])):
-        folder, *patch = map(str, arguments)
-        command = [sys.executable, "-c", DRAW, folder, str(tmp_path / f"{name}.npy"), *patch]
-        subprocess.run(command, check=True, cwd=tmp_path)
-    export, patched, base = (np.load(tmp_path / f"{name}.npy") for name in ("export", "patched", "base"))
-    assert np.array_equal(export, patched) and not np.array_equal(export, base)
+    out, base = erase(config()), shutil.copytree(tiny("sd1"), tmp_path / "base")
+    subprocess.run([sys.executable, "-c", DRAW, str(out), str(base)], check=True, cwd=tmp_path)
+    drawn, before = (np.load(folder / "drawn.npy") for folder in (out, base))
+    assert np.isfinite(drawn).all() and not np.array_equal(drawn, before)
+    np.testing.assert_allclose(drawn, draw(DiffusionPipeline.from_pretrained(out)), atol=1e-5)
 
 
 def test_unchanged_components_are_copied_byte_for_byte(config: Callable[..., EraseConfig], tiny: TinyFolder) -> None:
@@ -170,18 +166,35 @@ erase(EraseConfig(**{config.as_dict()!r}))
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
 
-def test_resume_refuses_another_runs_checkpoint(config: Callable[..., EraseConfig], tmp_path: Path) -> None:
-    _kill_at_step(config(max_train_steps=4, checkpointing_steps=2), 3)
+@pytest.fixture
+def stopped(config: Callable[..., EraseConfig], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The settings of a run that was interrupted after its checkpoint of step 2."""
+    settings, step = {"max_train_steps": 4, "checkpointing_steps": 2}, Trainer._step
+
+    def stop_at_three(self: Trainer) -> dict[str, float]:
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return step(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", stop_at_three)
+        with pytest.raises(KeyboardInterrupt):
+            erase(config(**settings))
+    return settings | {"resume_from_checkpoint": "latest"}
+
+
+def test_resume_refuses_another_runs_checkpoint(config: Callable[..., EraseConfig], stopped: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="belongs to another run"):
-        erase(config(max_train_steps=4, checkpointing_steps=2, learning_rate=2e-3, resume_from_checkpoint="latest"))
+        erase(config(learning_rate=2e-3, **stopped))
 
 
-def test_truncated_checkpoint_is_refused(config: Callable[..., EraseConfig], tmp_path: Path) -> None:
-    _kill_at_step(config(max_train_steps=4, checkpointing_steps=2), 3)
+def test_truncated_checkpoint_is_refused(
+    config: Callable[..., EraseConfig], stopped: dict[str, Any], tmp_path: Path
+) -> None:
     state = tmp_path / "out" / "checkpoint-2" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
-        erase(config(max_train_steps=4, checkpointing_steps=2, resume_from_checkpoint="latest"))
+        erase(config(**stopped))
 
 
 def test_two_processes_with_half_the_batch_agree_with_one(config: Callable[..., EraseConfig], tmp_path: Path) -> None:
