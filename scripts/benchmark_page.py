@@ -28,8 +28,9 @@ the search for a better mask, so its `cat` is not wholly unseen.
 Rates in %, mean ± sd over concepts and seeds; IRA and CRA of the base's own, FD over the base's own (1 is what other
 seeds alone make). Front: on how many concepts no other method erases at least as much and keeps at least as much, the
 lesser of IRA and CRA; in brackets, on how many none does so by more than chance (two standard errors of either
-difference). Seconds on one core: mask and training, or the edit, without the pictures to train on. The gap is the mean
-absolute difference to the model retrained without the concept, in UA coherent, IRA and CRA (points) and in FD (floors).
+difference). Seconds on one core, the other being busy with the same: mask and training, or the edit, without the
+pictures to train on; the first seed's rows have none, for other jobs shared their core. The gap is the mean absolute
+difference to the model retrained without the concept, in UA coherent, IRA and CRA (points) and in FD (floors).
 A seed is a run of its own with other pictures to score, the base's too; a closed form and a guard have nothing random,
 so over seeds only their pictures differ. Protocol: [canvas-quick](evaluation.md#the-canvas), 60 target and 100 or 114
 retained pictures a run: one picture is 1.7 points of UA coherent, and what is erased without fault still scores about
