@@ -169,23 +169,29 @@ and one seed: a point or two is chance."""
 
 
 def as_markdown(rows: list[Row], concepts: tuple[str, ...]) -> str:
+    """The page: every study that is done on one concept at least."""
     parts = [HEAD]
     for study, choices in STUDIES.items():
-        lines = [
-            "| | " + " | ".join(f"{concept}: UA | kept | FD" for concept in concepts) + " |",
-            "|---" * (1 + 3 * len(concepts)) + "|",
-        ]
-        for label, changes in choices.items():
-            found = [[r for seed in range(9) if (r := find(rows, c, changes, seed))] for c in concepts]
-            if all(found):
-                lines.append(f"| {label} | " + " | ".join(map(cells, found)) + " |")
-        if len(lines) > 2:
+        found = [[runs_of(rows, concept, changes) for concept in concepts] for changes in choices.values()]
+        if any(all(of_concept) for of_concept in zip(*found)):
+            lines = [
+                "| | " + " | ".join(f"{concept}: UA | kept | FD" for concept in concepts) + " |",
+                "|---" * (1 + 3 * len(concepts)) + "|",
+                *(f"| {label} | " + " | ".join(map(cells, runs)) + " |" for label, runs in zip(choices, found)),
+            ]
             parts.append(f"## {TITLES[study]}\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
+def runs_of(rows: list[Row], concept: str, changes: Changes) -> list[Row]:
+    """The runs of a setting on a concept, one a seed."""
+    return [row for seed in range(9) if (row := find(rows, concept, changes, seed))]
+
+
 def cells(rows: list[Row]) -> str:
-    """UA coherent, kept and FD of one setting on one concept, means over seeds."""
+    """UA coherent, kept and FD of one setting on one concept, means over seeds; dashes where it was not run."""
+    if not rows:
+        return "– | – | –"
     erased, base = [row["erased"] for row in rows], [row["base"] for row in rows]
     kept = [min(100 * e[key] / b[key] for key in ("ira", "cra")) for e, b in zip(erased, base)]
     distance = [e["fd_canvas"] / b["fd_canvas"] for e, b in zip(erased, base)]
