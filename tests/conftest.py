@@ -14,10 +14,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from drawing import TinyFolder, prompt_rows
+from erase import EraseConfig, erase
 from erase.evaluate.generate import generate
 from erase.evaluate.pipelines import ModelSource
 from erase.evaluate.prompts import PromptRow
 from erase.evaluate.scoring import Record
+from erase.trainer import Trainer
 from tiny import FAMILIES
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -27,6 +29,26 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 def fresh_accelerator_state() -> None:
     """Each test chooses its precision anew; accelerate keeps the first choice of a process."""
     AcceleratorState._reset_state()
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[EraseConfig], None]:
+    """Make a run that somebody stops at its third step."""
+
+    def run(config: EraseConfig) -> None:
+        step = Trainer._step
+
+        def stop_at_three(self: Trainer) -> dict[str, float]:
+            if self.step == 2:
+                raise KeyboardInterrupt
+            return step(self)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Trainer, "_step", stop_at_three)
+            with pytest.raises(KeyboardInterrupt):
+                erase(config)
+
+    return run
 
 
 @pytest.fixture(scope="session")
