@@ -8,8 +8,7 @@ Each concept and seed is one `erase compare` under --work_dir. A seed is a run o
 pictures, steps and masks, and other pictures to score, so that a closed form's and a guard's rows are new samples too.
 Rows of docs/benchmark.json that were made with the settings that a method has now are kept and not made again, so the
 benchmark can be filled by parts: all concepts with the first seed, then with the next. A gold model (build_canvas.py
---without CONCEPT) is scored where --gold names the folder that holds it; rows of docs/canvas.json stand in for those
-that were scored before.
+--without CONCEPT) is scored where --gold names the folder that holds it.
 """
 
 import argparse
@@ -175,29 +174,19 @@ def kept_classes(run: Path, concept: str) -> dict[str, float]:
     return {name: round(fmean(right), 4) for name, right in rights.items()}
 
 
-def gold_row(concept: str, args: argparse.Namespace) -> Row | None:
-    """The retrained model's row: scored now, or as docs/canvas.json has it.
-
-    The latter was measured by another protocol: `fd_floor` is the base's own FD there, which makes the two comparable.
-    """
-    model = args.gold and args.gold / f"pipeline-without-{concept.replace(' ', '-')}"
-    if model and model.is_dir():
-        folder = args.work_dir / f"{concept.replace(' ', '-')}-gold" / "evaluation"
-        cache = EraseConfig.load(concept=concept, pretrained_model_name_or_path=CANVAS).data_cache_dir
-        accelerator = Accelerator(mixed_precision=native_precision())
-        models = {"base": CANVAS, "erased": model}
-        concepts = load_concepts([concept], model=CANVAS)
-        canvas_evaluation(concepts, models, folder, cache, accelerator, PROTOCOL).run()
-        row = row_of(folder.parent, method=GOLD, kind="trained", concept=concept, seed=0)
-        return _row(row, folder.parent) | {"protocol": PROTOCOL}
-    known = [row for row in json.loads((args.docs / "canvas.json").read_text()) if row["concept"] == concept]
-    found = next((row for row in known if row["setting"].startswith(GOLD)), None)
-    base = next((row for row in known if row["setting"] == "base"), None)
-    if found is None or base is None:
+def gold_row(concept: str, seed: int, args: argparse.Namespace) -> Row | None:
+    """The retrained model's row on the pictures of a seed; none where --gold holds no such model."""
+    name = concept.replace(" ", "-")
+    model = args.gold and args.gold / f"pipeline-without-{name}"
+    if not model or not model.is_dir():
         return None
-    values = {key: found[key]["value"] for key in (*FIGURES, "ua", "coherence")}
-    floor = {"fd_floor": base["fd_canvas"]["value"], "protocol": CANVAS}
-    return {"method": GOLD, "concept": concept, "seed": 0} | values | dict.fromkeys(COSTS) | floor
+    folder = args.work_dir / f"{name}-{seed}-gold" / "evaluation"
+    cache = EraseConfig.load(concept=concept, pretrained_model_name_or_path=CANVAS).data_cache_dir
+    accelerator = Accelerator(mixed_precision=native_precision())
+    concepts, models = load_concepts([concept], model=CANVAS), {"base": CANVAS, "erased": model}
+    canvas_evaluation(concepts, models, folder, cache, accelerator, protocol_of(seed, args.work_dir)).run()
+    row = row_of(folder.parent, method=GOLD, kind="trained", concept=concept, seed=seed)
+    return _row(row, folder.parent)
 
 
 def merged(old: list[Row], new: list[Row]) -> list[Row]:
@@ -214,7 +203,7 @@ def main() -> None:
     for seed, concept in work if not args.table else ():
         names = missing(current_rows(path), concept, args.methods, seed)
         new = compared(concept, names, seed, args) if names else []
-        gold = gold_row(concept, args)
+        gold = gold_row(concept, seed, args)
         # Read after the runs: another process may have filled other concepts meanwhile.
         write_json(path, merged(current_rows(path), [*new, *([gold] if gold else [])]))
     rows = current_rows(path)

@@ -390,6 +390,8 @@ def test_average_gap_is_in_points() -> None:
     # Seeds are averaged before they are compared, so these two meet gold.
     assert average_gap([row(0.98, 0.99, 0.98, 1.0), row(1.02, 0.99, 0.98, 3.0)], gold, 1.25) == pytest.approx(0)
     assert average_gap([row(1.0, 0.99, 0.98, 1e6)], gold, fd_floor=1.25) == 25.0
+    # What is erased may be asked of UA: 4 points off here, where UA coherent meets gold.
+    assert average_gap([gold | {"ua": 0.95}], gold | {"ua": 0.99}, 1.25, erased="ua") == pytest.approx(1.0)
     for rows, floor in (([], 1.0), ([gold], 0.0)):
         with pytest.raises(ValueError, match="needs rows and a positive floor"):
             average_gap(rows, gold, floor)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -17,7 +17,7 @@ TRAINING_STAGES = ("mask", "train", "edit")
 """Stages of a run that are the method's own work; making the pictures is shared, and evaluation is the same for all."""
 NAMES = ("method", "kind", "concept", "seed", "folder", "resumed")
 COSTS = ("seconds", "data_seconds", "peak_bytes")
-RATES_OF_GAP = ("ua_coherent", "ira", "cra")
+KEPT_RATES = ("ira", "cra")
 DISTANCE_OF_GAP = "fd_canvas"
 LARGEST_GAP = 100.0
 
@@ -131,20 +131,27 @@ def _summary(method: str, rows: Sequence[Mapping[str, Any]]) -> Summary:
     )
 
 
-def average_gap(rows: Sequence[Mapping[str, Any]], gold_row: Mapping[str, Any], fd_floor: float) -> float:
+def average_gap(
+    rows: Sequence[Mapping[str, Any]],
+    gold_row: Mapping[str, Any],
+    fd_floor: float,
+    erased: Literal["ua_coherent", "ua"] = "ua_coherent",
+) -> float:
     """Gap to the gold model in points, as SalUn's average gap (arXiv 2310.12508): 0 is the model that never saw it.
 
-    Mean of |mean over rows − gold| over UA coherent, IRA and CRA in percentage points and FD-canvas in floors, at most
+    Mean of |mean over rows − gold| over `erased`, IRA and CRA in percentage points and FD-canvas in floors, at most
     100 of them: |fd − fd_gold| / fd_floor. `fd_floor` is the base's own FD-canvas, the distance that other seeds alone
     make. One floor counts as one point, for both are about what chance does: the standard deviation of a rate near 99 %
     is 0.7 points at 200 pictures, 0.4 at 500. In per cent of the floor, FD would be all of the gap.
 
-    The rows are one method's, on the gold row's concept. Raises ValueError without rows or for a floor that is not
-    positive.
+    A retrained model need not answer an unknown word with a proper picture; UA coherent counts that as something to be
+    copied, UA does not. The rows are one method's, on the gold row's concept. Raises ValueError without rows or for a
+    floor that is not positive.
     """
     if not rows or fd_floor <= 0:
         raise ValueError(f"A gap needs rows and a positive floor, got {len(rows)} rows and {fd_floor}.")
-    mean = {key: fmean(row[key] for row in rows) for key in (*RATES_OF_GAP, DISTANCE_OF_GAP)}
-    gaps = [100 * abs(mean[key] - gold_row[key]) for key in RATES_OF_GAP]
+    rates = (erased, *KEPT_RATES)
+    mean = {key: fmean(row[key] for row in rows) for key in (*rates, DISTANCE_OF_GAP)}
+    gaps = [100 * abs(mean[key] - gold_row[key]) for key in rates]
     distance = abs(mean[DISTANCE_OF_GAP] - gold_row[DISTANCE_OF_GAP]) / fd_floor
     return fmean([*gaps, min(LARGEST_GAP, distance)])
