@@ -43,8 +43,8 @@ retained pictures a run: one picture is 1.7 points of UA coherent, and what is e
 98, for so many of the base's own pictures are coherent."""
 PICTURES = 60
 """Of a row: those of the target, the fewest that any of its rates is made of."""
-GOLD_PICTURES = """The same prompts and seeds; above the base, below (*erased*) the gold model, retrained without `cat` or
-`sketch` by `python scripts/build_canvas.py --without cat`, scored by `scripts/benchmark.py --gold canvas_work`.
+GOLD_PICTURES = """The same prompts and seeds; above the base, below (*erased*) the gold model, retrained without `cat`
+or `sketch` by `python scripts/build_canvas.py --without cat`, scored by `scripts/benchmark.py --gold canvas_work`.
 
 ![The model that never saw a cat](images/gold-cat.png)
 
@@ -62,7 +62,8 @@ def kind_of(concept: str) -> str:
 
 def as_markdown(rows: Sequence[Row]) -> str:
     """The page docs/benchmark.md."""
-    plotted = f"Erased against kept, over the concepts that all methods have: {', '.join(shared_concepts(rows))}."
+    shared = ", ".join(shared_concepts(rows))
+    plotted = f"Erased against kept, over the concepts that all methods have ({shared}); gold over those that have one."
     parts = [HEAD, "![Erased against kept](images/benchmark.svg)", plotted]
     kinds = {concept: kind_of(concept) for concept in dict.fromkeys(row["concept"] for row in rows)}
     for title, kind in (("Objects", "object"), ("Styles", "style")):
