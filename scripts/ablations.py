@@ -12,13 +12,14 @@ import argparse
 import json
 from collections.abc import Iterator
 from functools import cache
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import yaml
 from canvas_tune import Row, read, summary, try_setting
+from tune_methods import score
 
 from erase import EraseConfig, load_concepts
 from erase.config import CANVAS
@@ -170,20 +171,38 @@ is in [ablations.jsonl](ablations.jsonl). Each table varies what its first colum
 pictures. UA: coherent, in %; kept: the lesser of IRA and CRA, in % of the base's; FD: over the base's own. Two concepts
 and one seed: a point or two is chance."""
 
+BEST = """Each density and mask with its own best rate, by the harmonic mean of UA coherent, IRA and CRA over the base's
+and the base's FD over FD, as in `scripts/tune_methods.py`:"""
+
 
 def as_markdown(rows: list[Row], concepts: tuple[str, ...]) -> str:
     """The page: every study that is done on one concept at least."""
     parts = [HEAD]
     for study, choices in STUDIES.items():
-        found = [[runs_of(rows, concept, changes) for concept in concepts] for changes in choices.values()]
-        if any(all(of_concept) for of_concept in zip(*found)):
-            lines = [
-                "| | " + " | ".join(f"{concept}: UA | kept | FD" for concept in concepts) + " |",
-                "|---" * (1 + 3 * len(concepts)) + "|",
-                *(f"| {label} | " + " | ".join(map(cells, runs)) + " |" for label, runs in zip(choices, found)),
-            ]
-            parts.append(f"## {TITLES[study]}\n\n" + "\n".join(lines))
+        found = {label: [runs_of(rows, concept, changes) for concept in concepts] for label, changes in choices.items()}
+        if any(all(of_concept) for of_concept in zip(*found.values())):
+            parts.append(f"## {TITLES[study]}\n\n{table(found, concepts)}")
+            if study == "rate":
+                parts += [BEST, table(best_rates(found), concepts)]
     return "\n\n".join(parts) + "\n"
+
+
+def table(found: dict[str, list[list[Row]]], concepts: tuple[str, ...]) -> str:
+    """A line a label; its runs are listed by concept."""
+    head = "| | " + " | ".join(f"{concept}: UA | kept | FD" for concept in concepts) + " |"
+    lines = [f"| {label} | " + " | ".join(map(cells, runs)) + " |" for label, runs in found.items()]
+    return "\n".join([head, "|---" * (1 + 3 * len(concepts)) + "|", *lines])
+
+
+def best_rates(found: dict[str, list[list[Row]]]) -> dict[str, list[list[Row]]]:
+    """Of the labels that differ in the last part alone, the one whose runs score best, a concept as much as another."""
+
+    def scored(label: str) -> float:
+        return fmean(fmean(map(score, runs)) for runs in found[label])
+
+    complete = [label for label in found if all(found[label])]
+    groups = groupby(complete, key=lambda label: label.rpartition(", ")[0])
+    return {best: found[best] for best in (max(labels, key=scored) for _, labels in groups)}
 
 
 def runs_of(rows: list[Row], concept: str, changes: Changes) -> list[Row]:
