@@ -135,7 +135,9 @@ class SaliencyMask:
     """Which weights may be trained: parameter name → bool tensor on the CPU, True where the weight is salient.
 
     metadata: what the mask was made from, such as `concept`, `score`, `base_sha256`; `scope` (JSON list of names) is
-    there when only some of the parameters could be chosen.
+    there when only some of the parameters could be chosen, `score_share` when the mask was made from scores: how much
+    of their sum the salient weights hold, 0..1. AdamW moves every weight about equally, so what a step does to the loss
+    goes by that share of |g|, and the learning rate that suits a mask by its inverse (docs/methods/salun.md).
     """
 
     tensors: dict[str, Tensor]
@@ -172,7 +174,8 @@ class SaliencyMask:
             )
         how = {"density": str(density)} if density is not None else {"threshold": str(threshold)}
         tensors = {n: chosen[n] if n in chosen else torch.zeros(s.shape, dtype=torch.bool) for n, s in scores.items()}
-        return cls(tensors, {**_scope_entry(set(within), tensors), **how, **(metadata or {})})
+        share = _share_entry(within, chosen)
+        return cls(tensors, {**_scope_entry(set(within), tensors), **how, **share, **(metadata or {})})
 
     @classmethod
     def random(cls, like: "SaliencyMask", seed: int, scope: Callable[[str], bool] | None = None) -> "SaliencyMask":
@@ -181,7 +184,7 @@ class SaliencyMask:
         shapes = {name: mask.shape for name, mask in like.tensors.items() if name in names}
         drawn = _draw(shapes, like.count, seed)
         tensors = {n: drawn[n] if n in drawn else torch.zeros_like(mask) for n, mask in like.tensors.items()}
-        metadata = {k: v for k, v in like.metadata.items() if k not in ("scope", "threshold")}
+        metadata = {k: v for k, v in like.metadata.items() if k not in ("scope", "threshold", "score_share")}
         return cls(tensors, {**metadata, **_scope_entry(names, tensors), "score": "random", "seed": str(seed)})
 
     @classmethod
@@ -224,9 +227,8 @@ class SaliencyMask:
         _same_shapes(other, {name: mask.shape for name, mask in self.tensors.items()}, "the first mask")
         _same_base(other, self.metadata.get("base_sha256"))
         tensors = {name: join(mask, other.tensors[name]) for name, mask in self.tensors.items()}
-        shared = {
-            k: v for k, v in self.metadata.items() if other.metadata.get(k) == v and k not in ("scope", "density")
-        }
+        own = ("scope", "density", "score_share")
+        shared = {k: v for k, v in self.metadata.items() if other.metadata.get(k) == v and k not in own}
         concepts = dict.fromkeys(m.metadata["concept"] for m in (self, other) if "concept" in m.metadata)
         names = {"concept": ", ".join(concepts)} if concepts else {}
         return SaliencyMask(tensors, {**shared, **names, **_scope_entry(scope, tensors)})
@@ -279,11 +281,13 @@ class SaliencyMask:
         return grouped((block_of(layer.name), layer) for layer in self.summary())
 
     def table(self) -> str:
-        """The blocks as a plain-text table."""
+        """The blocks as a plain-text table; under it the salient weights' share of the score where it is known."""
         rows = [*self.by_block(), LayerDensity("all", self.count, sum(m.numel() for m in self.tensors.values()))]
         width = max(len(row.name) for row in rows)
         lines = [f"{r.name:<{width}}  {r.salient:>13,}  {r.total:>13,}  {100 * r.density:>8.3f} %" for r in rows]
-        return "\n".join([f"{'block':<{width}}  {'salient':>13}  {'weights':>13}  {'density':>10}", *lines])
+        share = self.metadata.get("score_share")
+        held = [f"The salient weights hold {100 * float(share):.1f} % of the score."] if share else []
+        return "\n".join([f"{'block':<{width}}  {'salient':>13}  {'weights':>13}  {'density':>10}", *lines, *held])
 
     def plot(self, path: str | Path) -> None:
         """A bar for each block's density and a dot for each kind of layer inside it, as PNG, SVG or PDF by suffix."""
@@ -323,6 +327,13 @@ def _count(density: float, scores: Mapping[str, Tensor]) -> int:
 def _scope_entry(names: set[str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The metadata's `scope`, absent when it is every parameter."""
     return {} if names == set(tensors) else {"scope": json.dumps([name for name in tensors if name in names])}
+
+
+def _share_entry(scores: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> dict[str, str]:
+    """The metadata's `score_share`, absent when all scores are 0."""
+    total = sum(float(score.sum(dtype=torch.float32)) for score in scores.values())
+    held = sum(float(s.mul(chosen[n].to(s.device)).sum(dtype=torch.float32)) for n, s in scores.items())
+    return {"score_share": f"{held / total:.4f}"} if total else {}
 
 
 def _draw(shapes: Mapping[str, torch.Size], k: int, seed: int) -> dict[str, Tensor]:

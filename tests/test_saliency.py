@@ -342,6 +342,16 @@ def test_union_and_intersection() -> None:
         mask_of(base_sha256="a" * 64).__and__(mask_of(base_sha256="b" * 64))
 
 
+def test_the_share_of_the_score_that_a_mask_holds() -> None:
+    scores = {"a": torch.tensor([[8.0, 1.0], [0.0, 1.0]]), "b": torch.tensor([6.0, 4.0]), "c": torch.tensor([80.0])}
+    mask = SaliencyMask.from_scores(scores, density=1 / 3, scope=lambda name: name != "c")
+    assert mask.metadata["score_share"] == "0.7000"  # 8 and 6 of 20
+    assert mask.table().endswith("The salient weights hold 70.0 % of the score.")
+    zeros = {name: torch.zeros_like(score) for name, score in scores.items()}
+    for other in (SaliencyMask.random(mask, seed=0), mask | mask, SaliencyMask.from_scores(zeros, density=0.5)):
+        assert "score_share" not in other.metadata
+
+
 def test_blocks_and_table(tmp_path: Path) -> None:
     ones, zeros = torch.ones(4, dtype=torch.bool), torch.zeros(12, dtype=torch.bool)
     mask = SaliencyMask({"down_blocks.0.conv": ones, "mid_block.attn1.q": zeros, "down_blocks.0.norm": zeros})
