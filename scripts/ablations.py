@@ -19,7 +19,6 @@ from typing import Any
 
 import yaml
 from canvas_tune import Row, read, summary, try_setting
-from tune_methods import score
 
 from erase import EraseConfig, load_concepts
 from erase.config import CANVAS
@@ -177,10 +176,11 @@ Made by `python scripts/ablations.py` on `dog` and `neon`, which the [benchmark]
 is in [ablations.jsonl](ablations.jsonl). Each table varies what its first column says and leaves the rest as
 `configs/canvas/` has it. Protocol: [canvas-quick](evaluation.md#the-canvas) with 100 target and 100 or more retained
 pictures. UA: coherent, in %; kept: the lesser of IRA and CRA, in % of the base's; FD: over the base's own. Two concepts
-and one seed: a point or two is chance."""
+and one seed, of the rates two: a point or two is chance."""
 
-BEST = """Each density and mask with its own best rate, by the harmonic mean of UA coherent, IRA and CRA over the base's
-and the base's FD over FD, as in `scripts/tune_methods.py`:"""
+BEST = (
+    """Each density and mask with its own rate, of those that keep 95 % on both concepts the one with the highest UA:"""
+)
 
 
 def as_markdown(rows: list[Row], concepts: tuple[str, ...]) -> str:
@@ -203,14 +203,12 @@ def table(found: dict[str, list[list[Row]]], concepts: tuple[str, ...]) -> str:
 
 
 def best_rates(found: dict[str, list[list[Row]]]) -> dict[str, list[list[Row]]]:
-    """Of the labels that differ in the last part alone, the one whose runs score best, a concept as much as another."""
-
-    def scored(label: str) -> float:
-        return fmean(fmean(map(score, runs)) for runs in found[label])
-
-    complete = [label for label in found if all(found[label])]
-    groups = groupby(complete, key=lambda label: label.rpartition(", ")[0])
-    return {best: found[best] for best in (max(labels, key=scored) for _, labels in groups)}
+    """Of the labels that differ in the last part alone and keep enough, the one whose runs erase most."""
+    figures = {label: [figures_of(rows) for rows in runs] for label, runs in found.items() if all(runs)}
+    enough = [label for label, of_concepts in figures.items() if min(kept for _, kept, _ in of_concepts) >= 95]
+    groups = groupby(enough, key=lambda label: label.rpartition(", ")[0])
+    best = [max(labels, key=lambda label: fmean(ua for ua, _, _ in figures[label])) for _, labels in groups]
+    return {label: found[label] for label in best}
 
 
 def runs_of(rows: list[Row], concept: str, changes: Changes) -> list[Row]:
@@ -219,13 +217,20 @@ def runs_of(rows: list[Row], concept: str, changes: Changes) -> list[Row]:
 
 
 def cells(rows: list[Row]) -> str:
-    """UA coherent, kept and FD of one setting on one concept, means over seeds; dashes where it was not run."""
+    """The figures of one setting on one concept; dashes where it was not run."""
     if not rows:
         return "– | – | –"
-    erased, base = [row["erased"] for row in rows], [row["base"] for row in rows]
-    kept = [min(100 * e[key] / b[key] for key in ("ira", "cra")) for e, b in zip(erased, base)]
-    distance = [e["fd_canvas"] / b["fd_canvas"] for e, b in zip(erased, base)]
-    return f"{100 * fmean(e['ua_coherent'] for e in erased):.1f} | {fmean(kept):.1f} | {fmean(distance):.2f}"
+    return "{:.1f} | {:.1f} | {:.2f}".format(*figures_of(rows))
+
+
+def figures_of(rows: list[Row]) -> tuple[float, float, float]:
+    """UA coherent in %, the lesser of IRA and CRA in % of the base's, and FD over the base's; means over seeds."""
+    pairs = [(row["erased"], row["base"]) for row in rows]
+    return (
+        fmean(100 * erased["ua_coherent"] for erased, _ in pairs),
+        fmean(min(100 * erased[key] / base[key] for key in ("ira", "cra")) for erased, base in pairs),
+        fmean(erased["fd_canvas"] / base["fd_canvas"] for erased, base in pairs),
+    )
 
 
 if __name__ == "__main__":
