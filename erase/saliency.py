@@ -135,9 +135,10 @@ class SaliencyMask:
     """Which weights may be trained: parameter name → bool tensor on the CPU, True where the weight is salient.
 
     metadata: what the mask was made from, such as `concept`, `score`, `base_sha256`; `scope` (JSON list of names) is
-    there when only some of the parameters could be chosen, `score_share` when the mask was made from scores: how much
-    of their sum the salient weights hold, 0..1. AdamW moves every weight about equally, so what a step does to the loss
-    goes by that share of |g|, and the learning rate that suits a mask by its inverse (docs/methods/salun.md).
+    there when only some of the parameters could be chosen, `score_share` when weights with a score were left out: how
+    much of the scores' sum the salient weights hold, 0..1. AdamW moves every weight about equally, so a step's effect
+    on the loss goes by that share of |g|, and the learning rate that suits a mask by its inverse
+    (docs/methods/salun.md).
     """
 
     tensors: dict[str, Tensor]
@@ -330,10 +331,10 @@ def _scope_entry(names: set[str], tensors: Mapping[str, Tensor]) -> dict[str, st
 
 
 def _share_entry(scores: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> dict[str, str]:
-    """The metadata's `score_share`, absent when all scores are 0."""
+    """The metadata's `score_share`, absent where no weight with a score was left out."""
     total = sum(float(score.sum(dtype=torch.float32)) for score in scores.values())
     held = sum(float(s.mul(chosen[n].to(s.device)).sum(dtype=torch.float32)) for n, s in scores.items())
-    return {"score_share": f"{held / total:.4f}"} if total else {}
+    return {"score_share": f"{held / total:.4f}"} if held < total else {}
 
 
 def _draw(shapes: Mapping[str, torch.Size], k: int, seed: int) -> dict[str, Tensor]:

@@ -348,7 +348,8 @@ def test_the_share_of_the_score_that_a_mask_holds() -> None:
     assert mask.metadata["score_share"] == "0.7000"  # 8 and 6 of 20
     assert mask.table().endswith("The salient weights hold 70.0 % of the score.")
     zeros = {name: torch.zeros_like(score) for name, score in scores.items()}
-    for other in (SaliencyMask.random(mask, seed=0), mask | mask, SaliencyMask.from_scores(zeros, density=0.5)):
+    whole = [SaliencyMask.from_scores(kind, density=density) for kind, density in ((zeros, 0.5), (scores, 1.0))]
+    for other in (SaliencyMask.random(mask, seed=0), mask | mask, *whole):
         assert "score_share" not in other.metadata
 
 
