@@ -183,7 +183,8 @@ class EraseConfig:
     gradient_checkpointing: bool = False
     """Trade time for memory in the backward pass."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """Compute precision; auto is bf16 where the hardware multiplies it natively, else no. Weights stay float32."""
+    """Compute precision; auto is the fp16 or bf16 that `accelerate launch` was told, else bf16 where the hardware
+    multiplies it natively, else no. Weights stay float32."""
     allow_tf32: bool = False
     """Allow TF32 matmuls on Ampere and newer GPUs."""
     checkpointing_steps: int = 100

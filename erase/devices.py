@@ -19,16 +19,21 @@ def native_precision() -> str:
 
 
 def make_accelerator(mixed_precision: str = "auto", **arguments: Any) -> Accelerator:
-    """An accelerator (`arguments` are accelerate's) with all cores shared evenly by the processes of this machine."""
+    """An accelerator (`arguments` are accelerate's) with all cores shared evenly by the processes of this machine.
+
+    auto: the fp16 or bf16 that `accelerate launch` or its config asked for, else `native_precision`. The launcher's
+    "no" is no wish, for it says so whenever it was told nothing.
+    """
     if not torch.cuda.is_available():
         # accelerate's launcher gives each CPU process one thread unless told otherwise.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("WORLD_SIZE", "1"))))
+    if mixed_precision == "auto":
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
+        mixed_precision = launched if launched in ("fp16", "bf16") else native_precision()
     # One process may make several runs (a notebook, a benchmark), each with its own precision.
     AcceleratorState._reset_state()
-    return Accelerator(
-        mixed_precision=native_precision() if mixed_precision == "auto" else mixed_precision, **arguments
-    )
+    return Accelerator(mixed_precision=mixed_precision, **arguments)
 
 
 def peak_memory(device: torch.device) -> int:

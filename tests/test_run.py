@@ -18,7 +18,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from erase import EraseConfig, SaliencyMask, apply_patch, erase, remove_patch
+from erase import EraseConfig, SaliencyMask, apply_patch, devices, erase, remove_patch
 from erase.patch import PATCH_FILE
 from erase.run import MASK_FILE, build_only_mask
 from tiny import FAMILIES
@@ -195,6 +195,26 @@ def test_truncated_checkpoint_is_refused(
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         erase(config(**stopped))
+
+
+@pytest.mark.parametrize(
+    ("asked", "launched", "expected"),
+    [
+        ("auto", None, "no"),
+        ("auto", "no", "no"),
+        ("auto", "bf16", "bf16"),
+        ("no", "bf16", "no"),
+        ("bf16", "no", "bf16"),
+    ],
+)
+def test_precision_is_the_flag_or_the_launchers(
+    asked: str, launched: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "native_precision", lambda: "no")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert devices.make_accelerator(asked).mixed_precision == expected
 
 
 def test_two_processes_with_half_the_batch_agree_with_one(config: Callable[..., EraseConfig], tmp_path: Path) -> None:

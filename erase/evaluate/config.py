@@ -94,7 +94,8 @@ class EvaluateConfig:
     batch_size: int = 8
     """Pictures drawn at once on each process."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """Compute precision; auto is bf16 where the hardware multiplies it natively, else no. Weights stay float32."""
+    """Compute precision; auto is the fp16 or bf16 that `accelerate launch` was told, else bf16 where the hardware
+    multiplies it natively, else no. Weights stay float32."""
     data_cache_dir: Path = Path("~/.cache/diffusers-erase")
     """Where pictures of a model and features of real pictures are kept and shared between evaluations."""
     report: bool = True

@@ -77,7 +77,8 @@ class GenerateConfig:
     batch_size: int = 8
     """Pictures drawn at once on each process."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """Compute precision; auto is bf16 where the hardware multiplies it natively, else no. Weights stay float32."""
+    """Compute precision; auto is the fp16 or bf16 that `accelerate launch` was told, else bf16 where the hardware
+    multiplies it natively, else no. Weights stay float32."""
     nudenet: bool = False
     """Look at each picture with NudeNet while the next ones are drawn: scores/nudenet.jsonl."""
     picture_cache: Path | None = None
