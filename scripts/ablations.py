@@ -51,7 +51,7 @@ RATES: dict[tuple[float, str], tuple[float, ...]] = {
     (0.5, "salient"): (2e-4, 6e-4, 2e-3),
     (0.5, "random"): (2e-4, 6e-4, 2e-3, 6e-3),
 }
-"""Of `salun-anchored`, until more is worse: a random mask bears, and needs, about three times the salient one's."""
+"""Of `salun-anchored`, until more is worse: a random mask bears, and needs, three to ten times the salient one's."""
 STUDIES: dict[str, dict[str, Changes]] = {
     "density": {
         f"{density:g} of the edited weights, {name}": closed(density=density, **mask)
@@ -178,9 +178,7 @@ is in [ablations.jsonl](ablations.jsonl). Each table varies what its first colum
 pictures. UA: coherent, in %; kept: the lesser of IRA and CRA, in % of the base's; FD: over the base's own. Two concepts
 and one seed, of the rates two: a point or two is chance."""
 
-BEST = (
-    """Each density and mask with its own rate, of those that keep 95 % on both concepts the one with the highest UA:"""
-)
+BEST = "Each density and mask with its own rate, of those that keep 95 % on both concepts the one with the highest UA:"
 
 
 def as_markdown(rows: list[Row], concepts: tuple[str, ...]) -> str:

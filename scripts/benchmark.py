@@ -22,7 +22,6 @@ from statistics import fmean
 from typing import Any
 
 import yaml
-from accelerate import Accelerator
 from benchmark_page import BASE, GOLD, Row, as_markdown, as_svg
 
 from erase import EraseConfig, load_concepts
@@ -30,7 +29,7 @@ from erase.compare import run_compare
 from erase.compare.config import CompareConfig
 from erase.compare.rows import row_of, rows_of
 from erase.config import CANVAS
-from erase.devices import native_precision
+from erase.devices import make_accelerator
 from erase.evaluate.proof import BATCH_SIZE, canvas_evaluation
 from erase.evaluate.protocols import PROTOCOLS_DIR
 from erase.files import write_json, write_text
@@ -182,7 +181,7 @@ def gold_row(concept: str, seed: int, args: argparse.Namespace) -> Row | None:
         return None
     folder = args.work_dir / f"{name}-{seed}-gold" / "evaluation"
     cache = EraseConfig.load(concept=concept, pretrained_model_name_or_path=CANVAS).data_cache_dir
-    accelerator = Accelerator(mixed_precision=native_precision())
+    accelerator = make_accelerator()
     concepts, models = load_concepts([concept], model=CANVAS), {"base": CANVAS, "erased": model}
     canvas_evaluation(concepts, models, folder, cache, accelerator, protocol_of(seed, args.work_dir)).run()
     row = row_of(folder.parent, method=GOLD, kind="trained", concept=concept, seed=seed)

@@ -12,12 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from erase import EraseConfig, erase, load_concepts
 from erase.canvas import STYLES
 from erase.config import CANVAS
-from erase.devices import native_precision
+from erase.devices import make_accelerator
 from erase.evaluate.evaluation import load_metrics
 from erase.evaluate.proof import canvas_evaluation
 from erase.files import write_json, write_text
@@ -79,7 +77,7 @@ def gold(concept: str, model: Path, work: Path) -> Row:
         {"base": CANVAS, "erased": model},
         folder,
         cache,
-        Accelerator(mixed_precision=native_precision()),
+        make_accelerator(),
     ).run()
     trained = json.loads((model / "training.json").read_text())
     known = {"concept": concept, "setting": GOLD, "denoiser_steps": trained["denoiser_steps"]}
@@ -145,7 +143,6 @@ nothing on the pictures that do not show the concept, for the steps named in its
 _CONTROLS = """All at the default's learning rate, which at density 0.1 is too low for a random mask
 ([why](methods/salun.md#what-the-mask-is-worth)): at 4e-3 one erases `neon` as the salient mask does at 6e-4, UA
 coherent 97.5 against 99.2 (N = 120, other seeds; the last lines of [canvas_tuning.jsonl](canvas_tuning.jsonl))."""
-
 
 _COLUMNS = ("erased", "UA", "UA coherent", "IRA (base)", "CRA (base)", "coherence (base)", "FD (floor)", "FD ratio",
             "turns into")  # fmt: skip

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import Accelerator
 
 from erase import EraseConfig, erase, load_concepts
 from erase.config import CANVAS
-from erase.devices import native_precision
+from erase.devices import make_accelerator
 from erase.evaluate.evaluation import MODELS, load_metrics
 from erase.evaluate.proof import canvas_evaluation
 from erase.files import read_json_lines
@@ -70,7 +69,7 @@ def scored(
         {"base": CANVAS, "erased": model},
         folder,
         cache,
-        Accelerator(mixed_precision=native_precision()),
+        make_accelerator(),
         protocol,
         first_seed=FIRST_SEED,
         **changes,
