@@ -85,7 +85,8 @@ class EraseConfig:
     density, the control), none, or a mask file."""
     density: float = 0.5
     """Share of the weights in scope (of a closed form: of those it edits) that the mask lets change, in (0, 1].
-    Fewer trained weights want a higher learning_rate, by old score_share over new, which is printed with the mask."""
+    The fewer are trained, the higher the learning_rate should be: in inverse proportion to the share of the score that
+    is printed with the mask."""
     mask_score: Literal["gradient", "fisher", "snip", "pursuit"] = "gradient"
     """Saliency of a weight: |sum of gradients|, sum of |gradient| per batch, or |weight x sum of gradients|. pursuit,
     for closed forms: in rounds, each after solving for what the earlier ones chose."""
