@@ -4,15 +4,17 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from .ledger import note
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 SKIPPED_SUFFIXES = (".bin", ".ckpt", ".msgpack", ".onnx", ".onnx_data", ".pb", ".h5", ".pt", ".pth", ".pkl", ".xml")
 """Other frameworks' and pickled weights: an export holds safetensors only."""
@@ -22,25 +24,53 @@ SKIPPED_SUFFIXES = (".bin", ".ckpt", ".msgpack", ".onnx", ".onnx_data", ".pb", "
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to `path` when the block succeeds and removed when it fails.
 
-    A reader sees the old file or the new one, never a part. Missing folders are made. The suffix is kept.
+    A reader sees the old file or the new one, never a part. Missing folders are made. The suffix is kept, and the file
+    has the permissions that the user's umask gives, whatever library wrote it.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+    note(target)
 
 
-def atomic_save(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file that is whole or absent. Raises OSError (ENOSPC included) with nothing left behind."""
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or a copy where the file system has no links; `target` is whole or absent."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    note(target)
+
+
+def atomic_save(tensors: "Mapping[str, Tensor]", path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that is whole or absent; equal contents give equal bytes.
+
+    Raises OSError (ENOSPC included) with nothing left behind.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
         with atomic_path(path) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {}))
+            _sort_metadata(temporary)
     except SafetensorError as error:
         # safetensors wraps the operating system's error and keeps its number only in the text.
         full = f"os error {errno.ENOSPC}" in str(error)
@@ -50,11 +80,28 @@ def atomic_save(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mappi
         ) from error
 
 
-def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: the library writes it as its hash table happens to be."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        if "__metadata__" not in header:
+            return
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))} | header
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise OSError(errno.EIO, f"the header of {len(text)} bytes does not fit into {size}", str(path))
+        file.seek(8)
+        file.write(text.ljust(size))
+
+
+def read_safetensors(path: str | Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """Tensors and metadata of a safetensors file, on the CPU.
 
     Raises FileNotFoundError when it is missing, ValueError when it is cut off, damaged or cannot be read.
     """
+    from safetensors import SafetensorError, safe_open
+
     if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist. Check the path, or make the file first.")
     try:
@@ -88,6 +135,7 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
+    note(path, grows=True)
 
 
 def _cut_half_line(file: BinaryIO) -> None:
@@ -136,9 +184,12 @@ def folder_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def weights_hash(weights: nn.Module | Iterable[tuple[str, Tensor]], dtype: torch.dtype = torch.float32) -> str:
-    """sha256 over the names, shapes and bytes of weights cast to `dtype`."""
-    named = sorted(weights.named_parameters()) if isinstance(weights, nn.Module) else sorted(weights)
+def weights_hash(weights: "nn.Module | Iterable[tuple[str, Tensor]]", dtype: "torch.dtype | None" = None) -> str:
+    """sha256 over the names, shapes and bytes of weights cast to `dtype`, by default float32."""
+    import torch
+
+    dtype = dtype or torch.float32
+    named = sorted(weights.named_parameters() if isinstance(weights, torch.nn.Module) else weights)
     digest = hashlib.sha256()
     for name, tensor in named:
         digest.update(f"{name}:{tuple(tensor.shape)}".encode())

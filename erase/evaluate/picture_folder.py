@@ -6,8 +6,6 @@ truth whenever the job dies. The main process joins the parts into records.jsonl
 
 import hashlib
 import json
-import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import list_pictures
-from ..files import append_lines, atomic_path, read_json_lines, write_json, write_text
+from ..files import append_lines, atomic_path, link, read_json_lines, write_json, write_text
 from .prompts import IMAGES_DIR, PromptRow
 from .scoring import RECORDS_FILE, Record, ScoreFile, read_picture
 
@@ -144,16 +142,6 @@ class PictureCache:
         """Id → picture of the rows that it has."""
         paths = {row.id: self.path(row) for row in rows}
         return {name: path for name, path in paths.items() if path.is_file()}
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a file a second name, or a copy where the file system has no links; `target` is whole or absent."""
-    with atomic_path(target) as temporary:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
