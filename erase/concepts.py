@@ -5,16 +5,17 @@ classes of one or two domains and the templates that turn them into prompts, so 
 """
 
 import difflib
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal, NoReturn, get_args
 
 import yaml
+
+from .wording import bare, named, same
 
 ConceptType = Literal["object", "style", "person"]
 
@@ -54,12 +55,14 @@ class Concept:
             counts = f"{len(self.forget)} forget prompts but {len(self.anchor)} anchors"
             self._refuse(f"{counts}; give one anchor for all of them or one for each")
         for prompt, anchor in zip(self.forget, self.anchor):
-            if prompt == anchor:
-                self._refuse(f"the anchor equals the forget prompt {prompt!r}; nothing would go")
+            if same(prompt, anchor):
+                but_for = "" if anchor == prompt else f", but for case, article, hyphen or plural: {anchor!r}"
+                self._refuse(f"the anchor equals the forget prompt {prompt!r}{but_for}; nothing would go")
         for prompt in self.retain:
-            if found := _naming(tuple(self.forget)).search(prompt):
+            if (found := named(self.forget, prompt)) is not None:
+                but_for = "" if found in prompt else ", but for case, article, hyphen or plural"
                 self._refuse(
-                    f"the retain prompt {prompt!r} contains the forget prompt {found[0]!r}; remove one of them"
+                    f"the retain prompt {prompt!r} contains the forget prompt {found!r}{but_for}; remove one of them"
                 )
 
     def _refuse(self, reason: str) -> NoReturn:
@@ -113,7 +116,7 @@ class Family:
                 f"Every {lacking} of {self.family!r} is being erased; none is left to erase {name!r} with."
             )
 
-        naming = _naming((name, self.domains[domain][name]))
+        naming = (name, self.domains[domain][name])
 
         def prompts(classes: Sequence[str], held_out: bool = False) -> tuple[str, ...]:
             return tuple(t for cls in classes for c in contexts for t in self.captions(held_out, **{domain: cls}, **c))
@@ -124,7 +127,7 @@ class Family:
             forget=prompts([name]),
             anchor=prompts(staying[:1]),
             # "Artist Sketch" is not kept by a run that erases "Sketch".
-            retain=tuple(p for p in prompts([other for other in names if other in staying]) if not naming.search(p)),
+            retain=tuple(p for p in prompts([other for other in names if other in staying]) if not named(naming, p)),
             evaluate=prompts([name], held_out=True),
             family=self.family,
         )
@@ -149,7 +152,7 @@ def load_concepts(
         raise ValueError(f"concept_type must be one of {get_args(ConceptType)}, got {concept_type!r}.")
     sources = [_resolve(name, concept_type, model) for name in names]
     erased = [name for name, _ in sources]
-    if len({name.casefold() for name in erased}) < len(erased):
+    if any(same(one, other) for one, other in combinations(erased, 2)):
         raise ValueError(f"A concept is named twice, or two concepts have one name: {erased}.")
     concepts = [build(erased) for _, build in sources]
     return tuple(_apart(c, [other for other in concepts if other is not c]) for c in concepts)
@@ -217,7 +220,7 @@ def _resolve(name: str, concept_type: ConceptType | None, model: str | None) -> 
         concept = load_concept(PROMPTS_DIR / f"{name}.yaml")
         return concept.name, lambda erased: concept
     if concept_type and not head:
-        return _bare(name), partial(_from_words, name.strip(), concept_type)
+        return bare(name), partial(_from_words, name.strip(), concept_type)
     owners = [f for f in families.values() if f.model is None and name in f.members()]
     if len(owners) > 1:
         raise ValueError(f"{name!r} is in several families: say {' or '.join(f'{f.family}/{name}' for f in owners)}.")
@@ -241,8 +244,7 @@ def _unknown(name: str) -> str:
 def _from_words(words: str, concept_type: ConceptType, erased: Sequence[str]) -> Concept:
     """Plain words, in the prompts of `plain-words.yaml` whose anchor and retain side name nothing that is erased."""
     wording = _read(_PLAIN_WORDS, required=set(get_args(ConceptType)))[concept_type]
-    naming = _naming(tuple(erased))
-    pairs = {t.format(words=words): a for t, a in wording["prompts"].items() if not naming.search(a)}
+    pairs = {t.format(words=words): a for t, a in wording["prompts"].items() if not named(erased, a)}
     if 2 * len(pairs) < len(wording["prompts"]):
         raise ValueError(
             f"{words!r} is too wide for --concept_type {concept_type}: most of its stand-ins, such as "
@@ -250,11 +252,11 @@ def _from_words(words: str, concept_type: ConceptType, erased: Sequence[str]) ->
             "Write a YAML file with anchors of your own."
         )
     return Concept(
-        name=_bare(words),
+        name=bare(words),
         type=concept_type,
         forget=tuple(pairs),
         anchor=tuple(pairs.values()),
-        retain=tuple(prompt for prompt in wording["retain"] if not naming.search(prompt)),
+        retain=tuple(prompt for prompt in wording["retain"] if not named(erased, prompt)),
         evaluate=tuple(template.format(words=words) for template in wording["evaluate"]),
     )
 
@@ -262,29 +264,17 @@ def _from_words(words: str, concept_type: ConceptType, erased: Sequence[str]) ->
 def _apart(concept: Concept, others: Sequence[Concept]) -> Concept:
     """Drop retain prompts that name another erased concept; refuse anchors that do."""
     for other in others:
-        naming = _naming((other.name, *other.forget))
-        if taken := [anchor for anchor in concept.anchor if naming.search(anchor)]:
+        naming = (other.name, *other.forget)
+        if taken := [anchor for anchor in concept.anchor if named(naming, anchor)]:
             raise ValueError(
                 f"The anchor {taken[0]!r} of {concept.name!r} names {other.name!r}, which is being erased as well; "
                 "erase them in separate runs or give another anchor in a YAML file."
             )
-        retain = tuple(prompt for prompt in concept.retain if not naming.search(prompt))
+        retain = tuple(prompt for prompt in concept.retain if not named(naming, prompt))
         if not retain:
             raise ValueError(f"Every retain prompt of {concept.name!r} names {other.name!r}, which is being erased.")
         concept = replace(concept, retain=retain)
     return concept
-
-
-def _bare(words: str) -> str:
-    """The words without their article: `a zebra` → `zebra`."""
-    return re.sub(r"^(an?|the)\s+", "", words.strip(), flags=re.IGNORECASE)
-
-
-@lru_cache
-def _naming(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds any of the phrases as whole words, in any case, hyphenated or not, singular or with a plural's s."""
-    bodies = (r"[\s-]+".join(map(re.escape, re.split(r"[\s-]+", phrase.strip()))) for phrase in phrases)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(bodies)})(?:e?s)?(?!\w)", re.IGNORECASE)
 
 
 def _near(name: str, known: Iterable[str]) -> str:
