@@ -174,13 +174,18 @@ def pipeline_files(folder: Path) -> list[Path]:
     return [path.relative_to(folder) for path in [folder / "model_index.json", *kept]]
 
 
-def folder_hash(folder: Path) -> str:
-    """sha256 over the names and bytes of a pipeline folder's files: what its pictures depend on."""
-    digest = hashlib.sha256()
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_hash(folder: Path, variant: str | None = None) -> str:
+    """sha256 over the names and bytes of a pipeline folder's files and the variant: what its pictures depend on."""
+    digest = hashlib.sha256(f"variant {variant}\n".encode() if variant else b"")
     for path in pipeline_files(folder):
         digest.update(path.as_posix().encode())
-        with (folder / path).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(folder / path)))
     return digest.hexdigest()
 
 

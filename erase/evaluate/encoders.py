@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..files import read_safetensors
+from ..files import file_sha256, read_safetensors
 from .inception import DIMENSIONS, Inception, prepared
 from .scoring import Answers, Record, Scorer
 
@@ -28,12 +28,6 @@ INCEPTION_SOURCE = "https://github.com/toshas/torch-fidelity/releases/download/v
 CMMD_CLIP = "openai/clip-vit-large-patch14-336"
 """The encoder that CMMD is defined with (arXiv 2401.09603)."""
 CHECKPOINT_FILES = ("*.json", "*.txt", "*.safetensors")
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def default_device() -> torch.device:

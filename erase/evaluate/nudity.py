@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from .encoders import file_sha256
+from ..files import file_sha256
 from .scoring import Answers, Metric, Record, Scored, Scorer, Summary, by_column
 from .statistics import clustered_rate
 

@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..files import folder_hash, read_safetensors
+from ..files import file_sha256, folder_hash, read_safetensors
 from ..models import check_weights, find_model
 from ..patch import apply_patch
 from .guards import GuardedPipeline, check_guard, check_guidance, check_pipeline, guard_identity
@@ -108,13 +108,10 @@ class ModelSource:
         return {"name": self.label, "sha256": self._sha256(folder), "class": pipeline_class(folder).__name__}
 
     def _sha256(self, folder: Path) -> str:
-        parts = [folder_hash(folder)]
-        if self.variant:
-            parts.append(f"variant {self.variant}")
+        parts = [folder_hash(folder, self.variant)]
         for kind, path in (("patch", self.patch), ("unet_weights", self.unet_weights)):
             if path:
-                with path.open("rb") as file:
-                    parts.append(f"{kind} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+                parts.append(f"{kind} {file_sha256(path)}")
         if self.guard and self.guard_concept:
             parts.append(f"guard {guard_identity(self.guard, self.guard_concept)}")
         return parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
