@@ -270,7 +270,7 @@ def test_bad_csv(content: str, options: dict[str, Any], message: str, tmp_path: 
         ("bad.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "bad.jsonl, line 2 is not JSON"),
         ("bad.jsonl", b'"a cat"\n', "row 1 is 'a cat'; expected an object"),
         ("bad.jsonl", b'{"prompt": 7}\n', "The prompt must be text"),
-        ("bad.jsonl", b'{"caption": "a"}\n{"prompt": "b"}\n', "row 1 of 2: The prompt must be text"),
+        ("bad.jsonl", b'{"seed": 1}\n{"prompt": "b"}\n', "row 1 of 2: The prompt must be text"),
         ("bad.json", b'"a"', "holds a str; expected a list of objects"),
         ("bad.json", b"[1", "is not JSON"),
         ("bad.csv", b"prompt\n\xff\xfe\n", "is not UTF-8"),

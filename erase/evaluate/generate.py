@@ -7,8 +7,9 @@ not.
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
@@ -25,6 +26,21 @@ if TYPE_CHECKING:
 
 GuardName = Literal["negative-prompt", "sld-medium", "sld-strong", "sld-max", "safree"]
 """Guards by name; `guards.GUARDS` has their settings."""
+GUARDS: tuple[str, ...] = get_args(GuardName)
+
+
+def check_guard(name: str | None, words: str | None) -> None:
+    """ValueError for an unknown guard, one without words, or words without a guard."""
+    if name is None and words is not None:
+        raise ValueError(f"--guard_concept {words!r} needs a --guard: {', '.join(GUARDS)}.")
+    if name is None:
+        return
+    if name not in GUARDS:
+        near = get_close_matches(name, GUARDS, n=2)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"Unknown guard {name!r}.{hint} There are {', '.join(GUARDS)}.")
+    if words is None or not words.strip(" ,"):
+        raise ValueError(f'The guard {name!r} needs the concept in words, got {words!r}: --guard_concept "a cat".')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +53,8 @@ class GenerateConfig:
     """
 
     prompts: str
-    """A .csv, .jsonl, .json (objects, or COCO captions) or .parquet file, a data set of the hub such as AIML-TUDA/i2p,
-    or a concept: nudity, imagenette/church, canvas/cat, or a YAML file."""
+    """A .csv, .tsv, .txt (a prompt a line), .jsonl, .json (objects, or COCO captions) or .parquet file, a data set of
+    the hub such as AIML-TUDA/i2p, or a concept: nudity, imagenette/church, canvas/cat, or a YAML file."""
     pretrained_model_name_or_path: str = "CompVis/stable-diffusion-v1-4"
     """Model: a diffusers folder (what `erase train` wrote), a hub id, or `canvas`."""
     patch: Path | None = None
@@ -114,13 +130,10 @@ class GenerateConfig:
                 raise ValueError(f"{name} must be one of {choices}; got {getattr(self, name)!r}.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
-        if self.guard is not None or self.guard_concept is not None:
-            from .guards import check_guard
+        check_guard(self.guard, self.guard_concept)
 
-            check_guard(self.guard, self.guard_concept)
-
-    def rows(self) -> list[PromptRow]:
-        """The pictures that the prompts ask for."""
+    def rows(self, say: Callable[[str], None] | None = None) -> list[PromptRow]:
+        """The pictures that the prompts ask for; `say` is given one line on what was read."""
         columns: dict[str, Any] = {f.name: getattr(self, f"{f.name}_column") for f in fields(PromptColumns)}
         columns["extra"] = self.extra_column or None
         return load_prompts(
@@ -134,6 +147,7 @@ class GenerateConfig:
             width=self.width,
             num_images_per_prompt=self.num_images_per_prompt,
             max_prompts=self.max_prompts,
+            say=say,
         )
 
     def source(self) -> "ModelSource":
@@ -153,13 +167,16 @@ class GenerateConfig:
 
 def run_generate(config: GenerateConfig) -> Path:
     """The command: draw, score if asked to, and say where the pictures are."""
-    from ..devices import make_accelerator
-
-    rows, source = config.rows(), config.source()
+    read: list[str] = []
+    rows, source = config.rows(read.append), config.source()
     source.check()
     source.check_rows(rows)  # before an older run's folder is overwritten
     scorers = _scorers(config)
+    from ..devices import make_accelerator  # loads torch: a wrong table of prompts has been answered by now
+
     accelerator = make_accelerator(config.mixed_precision)
+    if accelerator.is_main_process:
+        print(*read, file=sys.stderr)
     if config.overwrite_output_dir:
         remove_pictures(config.output_dir, accelerator)
     generate(

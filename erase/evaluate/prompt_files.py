@@ -1,10 +1,11 @@
-"""Tables of prompts as they are published: CSV, JSONL, JSON (COCO captions too), parquet, and data sets on the hub."""
+"""Tables of prompts as they are published: CSV, TSV, plain lines, JSONL, JSON (COCO captions too), parquet, the hub."""
 
 import csv
+import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ _SOURCES = {
     "captions_val2014.json": "annotations_trainval2014.zip of https://cocodataset.org/#download",
 }
 """Published files and where they are to be had."""
-_HUB_SUFFIXES = (".parquet", ".csv", ".jsonl")
+_HUB_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,6}", re.ASCII)
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 
 
@@ -51,6 +53,19 @@ def read_table(path: Path) -> Table:
     if not table.rows:
         raise ValueError(f"{path} holds no rows; expected one a picture.")
     return table
+
+
+def refuse_form(path: Path) -> None:
+    """ValueError when `path` is clearly a file, of a form that is not read."""
+    in_a_folder = path.parent != Path() and path.parent.is_dir()
+    is_name = bool(_SUFFIX.fullmatch(path.suffix)) and (in_a_folder or not HUB_ID.fullmatch(str(path)))
+    if path.is_file() or is_name:
+        form = f"ends in {path.suffix}" if path.suffix else "has no suffix"
+        there = "" if path.is_file() else " (and does not exist)"
+        raise ValueError(
+            f"The prompt file {path} {form}{there}; prompts are read from {', '.join(READERS)} (.txt: a prompt a "
+            "line). Save it in one of these forms and give its path: --prompts FILE."
+        )
 
 
 def read_hub(name: str) -> Table:
@@ -92,25 +107,57 @@ def _columns(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for row in rows for name in row))
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path, delimiter: str = ",") -> Table:
     # newline="" leaves line breaks inside quotes as they are; utf-8-sig drops the mark that spreadsheets put first.
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            names = list(reader.fieldnames or [])
-            rows = list(reader)
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num} is not CSV ({error}).") from error
+        text = file.read()
+    reader = _csv_reader(text, delimiter)
+    try:
+        spaced = _has_blanks_after_commas(reader)
+        reader = _csv_reader(text, delimiter, skipinitialspace=spaced, strict=True)
+        lines = [line for line in reader if line]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num} is not {path.suffix[1:].upper()} ({error}).") from error
+    names, *rows = [[name.strip() for name in lines[0]], *lines[1:]] if lines else [[]]
+    _check_cells(path, names, rows, delimiter)
+    return Table(str(path), tuple(names), [dict(zip(names, row)) for row in rows], is_text=True)
+
+
+def _read_tsv(path: Path) -> Table:
+    return _read_csv(path, "\t")
+
+
+def _csv_reader(text: str, delimiter: str, **style: bool) -> Any:
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **style)
+
+
+def _has_blanks_after_commas(lines: Iterator[list[str]]) -> bool:
+    """Whether blanks after commas are the file's style (`prompt, seed`, `7, "a cat, asleep"`) and not part of cells."""
+    header = next(lines, [])
+    return any(name[:1] == " " for name in header[1:]) or any(
+        cell[:1] == " " and cell.lstrip(" ")[:1] == '"' for line in lines for cell in line
+    )
+
+
+def _check_cells(path: Path, names: list[str], rows: list[list[str]], delimiter: str) -> None:
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{path} has several columns named {sorted(twice)}; rename them.")
+    others = {",": "commas", ";": "semicolons", "\t": "tabs"}
+    mark = others.pop(delimiter)
+    if len(names) == 1 and (other := next((others[letter] for letter in names[0] if letter in others), None)):
+        raise ValueError(f"{path} has {other} between its cells, where {mark} were expected; save it with {mark}.")
     for number, row in enumerate(rows, 1):
-        if None in row or None in row.values():
-            count = len(names) + len(row.get(None, [])) - sum(cell is None for cell in row.values())  # type: ignore[call-overload]
+        if len(row) != len(names):
             raise ValueError(
-                f"{path}, row {number} has {count} cells where the header has {len(names)} columns "
-                f"({', '.join(names)}); quote texts that contain commas."
+                f"{path}, row {number} has {len(row)} cells where the header has {len(names)} columns "
+                f"({', '.join(names)}); quote texts that contain {mark}."
             )
-    return Table(str(path), tuple(names), rows, is_text=True)
+
+
+def _read_text(path: Path) -> Table:
+    """A prompt a line, to the letter; blank lines are none."""
+    lines = [line.removesuffix("\r") for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    return Table(str(path), ("prompt",), [{"prompt": line} for line in lines if line.strip()])
 
 
 def _read_json_lines(path: Path) -> Table:
@@ -209,6 +256,8 @@ def _is_plain(kind: Any) -> bool:
 
 READERS: dict[str, Callable[[Path], Table]] = {
     ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".txt": _read_text,
     ".jsonl": _read_json_lines,
     ".json": _read_json,
     ".parquet": _read_parquet,

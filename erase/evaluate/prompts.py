@@ -4,19 +4,19 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 from ..concepts import known_concepts, load_concepts
-from .prompt_files import HUB_ID, READERS, Table, read_hub, read_table
+from .prompt_columns import NO_COLUMN, PromptColumns, column_of
+from .prompt_files import HUB_ID, READERS, Table, read_hub, read_table, refuse_form
 
 IMAGES_DIR = "images"
-RESERVED = ("id", "prompt", "seed", "guidance_scale", "num_inference_steps", "height", "width", "file", "broken")
+RESERVED = ("id", "prompt", "seed", "guidance_scale", "num_inference_steps", "height", "width", "file", "broken",
+            "sha256")  # fmt: skip
 """A record's own columns; a table's column of such a name is kept as `source_NAME`."""
-NO_COLUMN = "none"
 
 Operator = Literal[">=", "<=", "==", "!=", ">", "<", "contains"]
 _CONDITION = re.compile(r"\s*(.+?)\s*(>=|<=|==|!=|>|<|\bcontains\b)\s*(.*?)\s*")
@@ -81,65 +81,6 @@ class PromptRow:
         return own | {"file": self.file} | dict(self.extra)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptColumns:
-    """Which column of a table holds what. None looks for the names that published tables use; "none" uses no column."""
-
-    id: str | None = None
-    """Unique name of a row; without one, rows are numbered from 000000, before any filter."""
-    prompt: str | None = None
-    """The prompt."""
-    seed: str | None = None
-    """The row's own seed."""
-    guidance_scale: str | None = None
-    """The row's own guidance."""
-    num_inference_steps: str | None = None
-    """The row's own steps."""
-    height: str | None = None
-    """The row's own height in pixels."""
-    width: str | None = None
-    """The row's own width in pixels."""
-    extra: Sequence[str] | None = None
-    """Columns to keep in the records; None keeps all."""
-
-    def of(self, table: Table) -> dict[str, str]:
-        """Field → the table's column, where there is one."""
-        found = {name: self._one(name, names, table) for name, names in USUAL_NAMES.items()}
-        return {name: column for name, column in found.items() if column is not None}
-
-    def _one(self, name: str, usual: Sequence[str], table: Table) -> str | None:
-        given = getattr(self, name)
-        if given is None:
-            given = next((column for column in usual if column in table.columns), None)
-            if given is None and name == "prompt":
-                _refuse_column(table, "prompt", usual, f"no column named {' or '.join(usual)}")
-        elif given == NO_COLUMN and name != "prompt":
-            return None
-        elif given not in table.columns:
-            _refuse_column(table, name, [given], f"no column {given!r}")
-        return given
-
-    def kept(self, table: Table, used: Mapping[str, str]) -> list[str]:
-        """The table's columns that go into the records."""
-        for name in self.extra or ():
-            if name not in table.columns:
-                _refuse_column(table, "extra", [name], f"no column {name!r}")
-        # pandas writes its row numbers as a column without a name.
-        others = [name for name in table.columns if name and name not in used.values()]
-        return others if self.extra is None else list(self.extra)
-
-
-USUAL_NAMES: dict[str, tuple[str, ...]] = {
-    "id": ("id", "case_number", "image_id", "coco_id"),
-    "prompt": ("prompt", "caption", "text"),
-    "seed": ("seed", "evaluation_seed", "sd_seed"),
-    "guidance_scale": ("guidance_scale", "evaluation_guidance", "sd_guidance_scale"),
-    "num_inference_steps": ("num_inference_steps",),
-    "height": ("height", "sd_image_height"),
-    "width": ("width", "sd_image_width"),
-}
-
-
 @dataclass(frozen=True)
 class PromptFilter:
     """A condition on a table's column."""
@@ -201,14 +142,16 @@ def load_prompts(
     width: int | None = None,
     num_images_per_prompt: int = 1,
     max_prompts: int | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[PromptRow]:
     """The pictures that a source of prompts asks for, in its order.
 
-    `source` is a .csv, .jsonl, .json (objects or COCO captions) or .parquet file, a folder that holds one, a concept
-    (preset, class or YAML: its `evaluate` prompts), or a data set of the hub. Steps, guidance and size serve rows that
-    have none of their own. Row n (counted before the filters, from 0) without a seed gets
-    `seed + n * num_images_per_prompt`; picture k of a prompt gets the row's seed + k, and `-k` after its id.
-    `max_prompts` cuts after the filters. ValueError says what is missing, and what is there.
+    `source` is a .csv, .tsv, .txt (a prompt a line), .jsonl, .json (objects or COCO captions) or .parquet file, a
+    folder that holds one, a concept (preset, class or YAML: its `evaluate` prompts), or a data set of the hub. Steps,
+    guidance and size serve rows that have none of their own. Row n (counted before the filters, from 0) without a seed
+    gets `seed + n * num_images_per_prompt`; picture k of a prompt gets the row's seed + k, and `-k` after its id.
+    `max_prompts` cuts after the filters. `say` is given one line on what was read from where. ValueError says what is
+    missing, and what is there.
     """
     for name, count in (("num_images_per_prompt", num_images_per_prompt), ("max_prompts", max_prompts)):
         if count is not None:
@@ -229,7 +172,31 @@ def load_prompts(
             raise ValueError(f"{table.source}, row {number + 1} of {len(table.rows)}: {error}") from None
         rows += _repeated(row, num_images_per_prompt)
     check_rows(rows, table.source)
+    if say is not None:
+        say(_summary(table, used, extras, len(chosen), defaults | {"seed": seed}))
     return rows
+
+
+def _summary(
+    table: Table, used: Mapping[str, str], kept: Iterable[str], count: int, defaults: Mapping[str, Any]
+) -> str:
+    """One line: how many rows, which column gave what, which values are defaults, and what the records keep."""
+    sources = [f"{name} from {column!r}{_gaps(table, column)}" for name, column in used.items()]
+    unset = {name: value for name, value in defaults.items() if name not in used and value is not None}
+    plain = [f"seeds from {value} up" if name == "seed" else f"{name} {value}" for name, value in unset.items()]
+    if "height" not in used and defaults["height"] is None:
+        plain.append("the model's own size")
+    if "id" not in used:
+        plain.append("ids by row number")
+    return (
+        f"Prompts: {count} of {len(table.rows)} rows of {table.source}; columns: {', '.join(sources)}; "
+        f"defaults: {', '.join(plain) or 'none'}; kept in the records: {', '.join(kept) or 'none'}."
+    )
+
+
+def _gaps(table: Table, column: str) -> str:
+    empty = sum(_is_missing(row.get(column)) for row in table.rows)
+    return f" (missing in {empty} of {len(table.rows)} rows: the default there)" if empty else ""
 
 
 def open_table(source: str | Path) -> Table:
@@ -238,9 +205,12 @@ def open_table(source: str | Path) -> Table:
     if path.suffix.lower() in READERS or path.is_dir():
         return read_table(path)
     head = name.partition("/")[0]
-    is_concept = head.endswith((".yaml", ".yml")) or head in {known.partition("/")[0] for known in known_concepts()}
-    if HUB_ID.fullmatch(name) and not is_concept:
-        return read_hub(name)
+    is_yaml = any(part.endswith((".yaml", ".yml")) for part in path.parts)
+    is_concept = is_yaml or head in {known.partition("/")[0] for known in known_concepts()}
+    if not is_concept:
+        refuse_form(path)
+        if HUB_ID.fullmatch(name):
+            return read_hub(name)
     try:
         concepts = load_concepts([name])
     except ValueError as error:
@@ -308,17 +278,15 @@ def _repeated(row: PromptRow, count: int) -> list[PromptRow]:
 
 def _filtered(table: Table, filters: Sequence[PromptFilter]) -> list[int]:
     """Numbers of the rows that meet every condition."""
-    for condition in filters:
-        if condition.column not in table.columns:
-            _refuse_column(table, "filter", [condition.column], f"no column {condition.column!r}")
+    conditions = [(condition, column_of(table, condition.column, "--filter")) for condition in filters]
     chosen = [
         number
         for number, row in enumerate(table.rows)
-        if all(condition.holds(row.get(condition.column)) for condition in filters)
+        if all(condition.holds(row.get(column)) for condition, column in conditions)
     ]
     if not chosen:
-        conditions = " and ".join(f"{c.column} {c.op} {c.value}" for c in filters)
-        raise ValueError(f"{table.source}: none of the {len(table.rows)} rows meets {conditions}.")
+        wanted = " and ".join(f"{c.column} {c.op} {c.value}" for c in filters)
+        raise ValueError(f"{table.source}: none of the {len(table.rows)} rows meets {wanted}.")
     return chosen
 
 
@@ -354,16 +322,6 @@ def _check_integer(name: str, value: Any, low: int, high: int | None = None) -> 
     if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
         allowed = f"of at least {low}" if high is None else f"in {low} … {high}"
         raise ValueError(f"{name} must be an integer {allowed}, got {value!r}.")
-
-
-def _refuse_column(table: Table, name: str, wanted: Sequence[str], what: str) -> NoReturn:
-    near = [match for want in wanted for match in get_close_matches(want, table.columns, cutoff=0.5)]
-    hint = f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
-    flag = "--filter" if name == "filter" else f"--{name}_column"
-    raise ValueError(
-        f"{table.source} has {what}.{hint} Its columns are {', '.join(filter(None, table.columns))}. "
-        f"Say which one is meant with {flag}."
-    )
 
 
 def rows_digest(rows: Sequence[PromptRow]) -> str:
