@@ -21,13 +21,14 @@ def list_pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give one that holds pictures ({', '.join(PICTURE_SUFFIXES)}).")
     found = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES]
-    shown = [path for path in sorted(found) if not _is_hidden(path) and (folder / path).is_file()]
+    shown = [path for path in sorted(found) if not is_hidden(path) and (folder / path).is_file()]
     if not shown:
         raise ValueError(f"{folder} holds no pictures; expected files ending in {', '.join(PICTURE_SUFFIXES)}.")
     return [folder / path for path in shown]
 
 
-def _is_hidden(path: Path) -> bool:
+def is_hidden(path: Path) -> bool:
+    """Whether a relative path is a hidden file, or lies in a hidden folder."""
     return any(part.startswith(".") for part in path.parts)
 
 
