@@ -25,10 +25,11 @@ from drawing import Mean, TinyFolder, contents, picture, prompt_rows
 from erase.evaluate import generate as generation
 from erase.evaluate import pipelines
 from erase.evaluate.generate import GenerateConfig, batches_of, run_generate
-from erase.evaluate.pipelines import SCHEDULERS, ModelSource, draw, open_pipeline
+from erase.evaluate.pipelines import ModelSource, draw, open_pipeline
 from erase.evaluate.prompts import PromptRow
 from erase.evaluate.scoring import Record, load_scored, score_folder
 from erase.files import read_json_lines
+from erase.models.schedulers import SCHEDULERS
 from tiny import each_family
 
 ROOT = Path(__file__).parents[1]

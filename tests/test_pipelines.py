@@ -10,8 +10,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from drawing import TinyFolder, contents, prompt_rows
-from erase.evaluate.pipelines import SCHEDULERS, ModelSource, draw, open_pipeline
+from erase.evaluate.pipelines import ModelSource, draw, open_pipeline
 from erase.evaluate.scoring import Record
+from erase.models.schedulers import SCHEDULERS
 from erase.patch import make_patch, save_patch
 
 

@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..methods import Scope
+from .schedulers import set_scheduler
+from .tokens import TextReader
 
 Conditioning = dict[str, Tensor]
 """Keyword arguments of the denoiser, leading dimension B."""
-
-SOLVERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
 
 
 def cat(*parts: Conditioning) -> Conditioning:
@@ -41,8 +41,6 @@ class Denoiser(ABC):
     """What --scope may be for this family."""
     cross_attention: ClassVar[bool] = False
     """Whether the text comes in through cross-attention layers of its own."""
-    solvers: ClassVar[tuple[str, ...]] = ("default", *SOLVERS)
-    """Solvers that may make the training pictures."""
     load_kwargs: ClassVar[dict[str, Any]] = {}
     """Extra arguments of the pipeline's `from_pretrained`."""
 
@@ -67,6 +65,12 @@ class Denoiser(ABC):
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Prompts → conditioning with leading dimension `len(prompts)`; "" is the family's unconditional input."""
+
+    def text_readers(self) -> list[TextReader]:
+        """What reads a prompt: each of the pipeline's text encoders, while `release` has not dropped it."""
+        parts = self.pipeline.components
+        pairs = [(parts.get(f"tokenizer{n}"), parts.get(f"text_encoder{n}")) for n in ("", "_2", "_3")]
+        return [TextReader(tokenizer=t, limit=t.model_max_length) for t, encoder in pairs if t and encoder]
 
     @abstractmethod
     def sample_timesteps(self, n: int, generator: torch.Generator) -> Tensor:
@@ -131,11 +135,8 @@ class Denoiser(ABC):
     def _sample(
         self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance_scale: float, solver: str, **call: Any
     ) -> Tensor:
-        if solver not in self.solvers:
-            raise ValueError(f"{type(self).__name__} samples with {', '.join(self.solvers)}; got solver {solver!r}.")
         stock = self.pipeline.scheduler
-        if solver != "default":
-            self.pipeline.scheduler = SOLVERS[solver].from_config(stock.config)
+        set_scheduler(self.pipeline, solver)
         try:
             return self.pipeline(
                 prompt=list(prompts),
