@@ -108,7 +108,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--protocol", default="canvas-quick")
     parser.add_argument("--num_target_images", type=int, default=100)
-    parser.add_argument("--num_retain_images", type=int, default=100)
+    parser.add_argument("--num_kept_images", type=int, default=100)
     parser.add_argument("--table", action="store_true", help="run nothing; write the page from the log")
     return parser.parse_args()
 

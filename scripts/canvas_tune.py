@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--log", type=Path, default=Path("docs/canvas_tuning.jsonl"))
     parser.add_argument("--protocol", default="canvas")
     parser.add_argument("--num_target_images", type=int, default=120)
-    parser.add_argument("--num_retain_images", type=int, default=200)
+    parser.add_argument("--num_kept_images", type=int, default=200)
     return parser.parse_args()
 
 
@@ -51,10 +51,10 @@ def try_setting(concept: str, changes: dict[str, Any], args: argparse.Namespace)
     config = EraseConfig.load(pretrained_model_name_or_path=CANVAS, output_dir=args.work_dir / concept,
                               overwrite_output_dir=True, proof=False, save_patch=False, **values)  # fmt: skip
     erase(config)
-    folder, counts = args.work_dir / f"{concept}-evaluation", (args.num_target_images, args.num_retain_images)
+    folder, counts = args.work_dir / f"{concept}-evaluation", (args.num_target_images, args.num_kept_images)
     figures = scored(
         [concept], config.output_dir, folder, config.data_cache_dir, args.protocol,
-        num_target_images=counts[0], num_retain_images=counts[1],
+        num_target_images=counts[0], num_kept_images=counts[1],
     )  # fmt: skip
     return {"concept": concept, "changes": changes} | figures
 

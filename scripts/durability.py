@@ -113,7 +113,7 @@ def relearned(method: str, concept: str, work: Path) -> Iterator[Row]:
     for start, stop in zip((0, *STEPS), STEPS):
         folder = fine_tuned(folder, prompts, x0, (start, stop), work / f"relearned-{stop}") if stop else folder
         # What is kept is not asked here: a few retained pictures, for the protocol's sake.
-        rates = rates_of([concept], folder, work / "evaluation", config.data_cache_dir, num_retain_images=20)
+        rates = rates_of([concept], folder, work / "evaluation", config.data_cache_dir, num_kept_images=20)
         yield {"study": "relearning", "method": method, "concept": concept, "steps": stop} | rates
 
 

@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--log", type=Path, default=LOG)
     parser.add_argument("--protocol", default="canvas-quick")
     parser.add_argument("--num_target_images", type=int, default=40)
-    parser.add_argument("--num_retain_images", type=int, default=100)
+    parser.add_argument("--num_kept_images", type=int, default=100)
     parser.add_argument("--choose", action="store_true", help="run nothing; print what the log says")
     return parser.parse_args()
 

@@ -85,7 +85,7 @@ def evaluate(folder: Path, name: str, seed: int | None) -> None:
         for model, of in (("base", BASE), ("erased", erased))
     }
     metrics |= {"concepts": ["cat"], "protocol": {
-        "name": "canvas", "num_target_images": 204, "num_retain_images": 570, "scheduler": "default", "steps": 25,
+        "name": "canvas", "num_target_images": 204, "num_kept_images": 570, "scheduler": "default", "steps": 25,
         "guidance_scale": 4.0, "seeds": [10_000, 10_203], "sensitive": False}}  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
     made = {"models": {"base": {"name": "canvas", "sha256": "ab" * 32}}, "packages": {"torch": "2"}, "device": "cpu"}

@@ -118,7 +118,7 @@ def test_the_recommended_method_erases_and_keeps(concept: str, tmp_path: Path) -
         Accelerator(cpu=True),
         "canvas-quick",
         num_target_images=12,
-        num_retain_images=1,
+        num_kept_images=1,
     )
     evaluation = replace(evaluation, rows=[*evaluation.rows[:12], *evaluation.rows[-12:]])
     evaluation.run()

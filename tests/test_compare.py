@@ -25,6 +25,7 @@ import pytest
 import yaml
 from test_report_browser import CHROMIUM, Browser
 
+from erase.cli import main
 from erase.compare import CompareConfig, run_compare
 from erase.compare import runner as runner_module
 from erase.compare.config import GUARDS, parse_entries, slug
@@ -109,7 +110,7 @@ def test_a_base_without_a_proof_needs_a_protocol(compare: Compare) -> None:
     with pytest.raises(ValueError, match="--evaluate gives flags to --protocol"):
         compare(evaluate=("max_images=3",))
     with pytest.raises(ValueError, match=r"has its own number of pictures.*max_images"):
-        compare(protocol="canvas", num_retain_images=3)
+        compare(protocol="canvas", num_kept_images=3)
     with pytest.raises(ValueError, match="seeds must be at least 1"):
         compare(seeds=0)
 
@@ -148,12 +149,23 @@ def test_an_edit_without_anything_random_runs_once(compare: Compare) -> None:
 
 
 def test_other_counts_of_pictures_reach_every_run(compare: Compare) -> None:
-    base, run = plan(compare("salun", num_target_images=6, num_retain_images=1, seeds=1))
+    base, run = plan(compare("salun", num_target_images=6, num_kept_images=1, seeds=1))
     file = Path(base.steps[0].arguments[base.steps[0].arguments.index("--protocol") + 1])
     protocol = yaml.safe_load(file.read_text())
-    assert (protocol["num_target_images"], protocol["num_retain_images"]) == (6, 1)
+    assert (protocol["num_target_images"], protocol["num_kept_images"]) == (6, 1)
     assert (run.steps[0].settings["num_target_images"], run.steps[0].settings["num_kept_images"]) == (6, 1)
-    assert base.steps[0].settings["protocol"] == "canvas" and base.steps[0].settings["num_retain_images"] == 1
+    assert base.steps[0].settings["protocol"] == "canvas" and base.steps[0].settings["num_kept_images"] == 1
+
+
+def test_scored_pictures_have_another_name_than_those_to_train_on(
+    compare: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, run = plan(compare("salun:num_retain_images=4", num_kept_images=9, seeds=1))
+    assert (run.steps[0].settings["num_retain_images"], run.steps[0].settings["num_kept_images"]) == (4, 9)
+    flags = ["--pretrained_model_name_or_path", "canvas", "--concept", "cat", "--methods", "uce"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", *flags, "--num_retain_images", "9"])
+    assert stopped.value.code == 2 and "num_kept_images" in capsys.readouterr().err
 
 
 def test_a_protocol_is_a_step_of_its_own(compare: Compare) -> None:

@@ -38,7 +38,7 @@ def concepts(*names: str) -> list[Concept]:
 
 
 def evaluation_rows(erased: list[Concept], target: int = 200, retain: int = 500) -> list[PromptRow]:
-    protocol = replace(load_protocol("canvas")[0], num_target_images=target, num_retain_images=retain)
+    protocol = replace(load_protocol("canvas")[0], num_target_images=target, num_kept_images=retain)
     return protocol_rows(protocol, concepts=erased)
 
 
@@ -152,6 +152,9 @@ def test_bad_protocols_are_refused(tmp_path: Path):
     path = tmp_path / "own.yaml"
     path.write_text("name: own\nsteps: 3\n")
     with pytest.raises(ValueError, match=r"unknown keys \['steps'\]"):
+        load_protocol(str(path))
+    path.write_text("name: own\nnum_retain_images: 3\n")
+    with pytest.raises(ValueError, match=r"unknown keys \['num_retain_images'\]. Did you mean num_kept_images\?"):
         load_protocol(str(path))
 
 

@@ -59,7 +59,7 @@ class CompareConfig:
     """A flag of `erase evaluate` for --protocol, such as fid_reference=val2014; give it several times."""
     num_target_images: int = 200
     """The canvas's proof: at least this many pictures of prompts that name the concept."""
-    num_retain_images: int = 500
+    num_kept_images: int = 500
     """The canvas's proof: at least this many pictures of other prompts."""
     data_cache_dir: Path = Path("~/.cache/diffusers-erase")
     """Where pictures are kept: the base's are drawn once for all methods."""
@@ -67,7 +67,7 @@ class CompareConfig:
     def __post_init__(self) -> None:
         for name in ("output_dir", "data_cache_dir"):
             object.__setattr__(self, name, Path(getattr(self, name)).expanduser())
-        for name in ("seeds", "processes", "num_target_images", "num_retain_images"):
+        for name in ("seeds", "processes", "num_target_images", "num_kept_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.protocol is None and self.pretrained_model_name_or_path != CANVAS:

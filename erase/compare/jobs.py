@@ -158,7 +158,7 @@ def _train_flags(config: CompareConfig, entry: Entry) -> list[str]:
     }
     flags |= {"config": config.config} if config.config else {}
     if config.protocol is None:
-        flags |= {"num_target_images": config.num_target_images, "num_kept_images": config.num_retain_images}
+        flags |= {"num_target_images": config.num_target_images, "num_kept_images": config.num_kept_images}
     proof = ["--no_proof"] if config.protocol else []
     return [*_tokens(flags), *proof, *_tokens(entry.settings)]
 
@@ -169,7 +169,7 @@ def _settings(config: CompareConfig, entry: Entry) -> Settings:
 
 
 def _evaluate(config: CompareConfig, folder: Path, model: Mapping[str, str]) -> Step:
-    counts = {"num_target_images": config.num_target_images, "num_retain_images": config.num_retain_images}
+    counts = {"num_target_images": config.num_target_images, "num_kept_images": config.num_kept_images}
     flags: dict[str, Any] = {"base": config.pretrained_model_name_or_path, **model}
     if config.protocol:
         flags |= {"protocol": config.protocol} | dict(_pair(text) for text in config.evaluate)

@@ -108,7 +108,7 @@ def _claims(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "Rests on",
         (
             f"{protocol['num_target_images']:,} pictures that ask for {comparison['concept']} and "
-            f"{protocol['num_retain_images']:,} that do not, the same for each run; up to {most} "
+            f"{protocol['num_kept_images']:,} that do not, the same for each run; up to {most} "
             f"seed{'s' if most != 1 else ''} a method"
         ),
     )
@@ -135,7 +135,7 @@ def warnings(comparison: Mapping[str, Any]) -> Iterator[str]:
         was, them = ("was", "it") if resumed == 1 else ("were", "them")
         yield f"{_plural(resumed, 'run')} {was} interrupted and gone on with; seconds and peak memory leave {them} out."
     protocol = comparison["protocol"]
-    fewest = min((protocol[key] for key in ("num_target_images", "num_retain_images") if protocol[key]), default=0)
+    fewest = min((protocol[key] for key in ("num_target_images", "num_kept_images") if protocol[key]), default=0)
     if fewest < FEW_PICTURES:
         yield f"Some figures rest on {fewest} pictures only."
     if once := [line["method"] for line in methods_of(comparison) if line["n"] == 1 and line["kind"] == "trained"]:

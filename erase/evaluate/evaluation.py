@@ -186,7 +186,7 @@ def described(protocol: Protocol, records: Sequence[Mapping[str, Any]]) -> dict[
         "num_images": len(records),
         "published_num_images": protocol.num_images,
         "num_target_images": counts["target"],
-        "num_retain_images": counts["retain"],
+        "num_kept_images": counts["retain"],
         "num_prompts": len({record["prompt"] for record in records}),
         "held_out_wordings": sum(bool(record.get("held_out_template")) for record in records),
         "scheduler": protocol.scheduler,

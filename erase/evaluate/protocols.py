@@ -19,6 +19,8 @@ from ..config import CONFIGS_DIR
 from .prompts import PromptColumns, PromptFilter, PromptRow, load_prompts
 
 PROTOCOLS_DIR = CONFIGS_DIR / "protocols"
+RENAMED = {"num_retain_images": "num_kept_images"}
+"""Old keys: of `erase train` it is the number of retained pictures to train on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class Protocol:
     """This many pictures of every combination, target or retained; or else:"""
     num_target_images: int = 0
     """At least this many pictures of target combinations, each equally often."""
-    num_retain_images: int = 0
+    num_kept_images: int = 0
     """At least this many of retained ones."""
     first_seed: int = 0
     """Seed of the first picture of a family, and of table rows without a seed."""
@@ -90,7 +92,9 @@ def _parsed(path: Path) -> Protocol:
     known = {field.name for field in fields(Protocol)}
     if not isinstance(values, dict) or set(values) - known:
         odd = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
-        raise ValueError(f"{path}: unknown keys {odd}; a protocol has {', '.join(sorted(known))}.")
+        near = [RENAMED[key] for key in odd if key in RENAMED]
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"{path}: unknown keys {odd}.{hint} A protocol has {', '.join(sorted(known))}.")
     try:
         lists: dict[str, Any] = {key: tuple(values.get(key, ())) for key in ("metrics", "templates")}
         protocol = Protocol(**values | lists)
@@ -169,7 +173,7 @@ def _combinations(
     role: str,
     domains: Sequence[Sequence[str]],
 ) -> list[PromptRow]:
-    at_least = protocol.num_target_images if role == "target" else protocol.num_retain_images
+    at_least = protocol.num_target_images if role == "target" else protocol.num_kept_images
     repeats = protocol.images_per_combination or ceil(at_least / len(chosen))
     templates, rows = family.evaluation_templates, []
     for repeat, at in product(range(repeats), chosen):
