@@ -43,8 +43,8 @@ def check_data_dirs(concepts: Sequence[Concept], config: EraseConfig) -> None:
             raise ValueError(f"{role}_data_prompt {prompt!r} is for the pictures of --{role}_data_dir; give that too.")
         if folder is not None and config.output_dir.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"output_dir {config.output_dir} lies inside --{role}_data_dir {folder}, so the next run would train on "
-                "the pictures of this one; choose another --output_dir."
+                f"output_dir {config.output_dir} lies inside --{role}_data_dir {folder}, so the next run would train "
+                "on the pictures of this one; choose another --output_dir."
             )
     if config.concept_data_dir is not None:
         concept_pictures(concepts, config)
@@ -117,7 +117,7 @@ def _captions(folder: Path, role: str, given: str | None, only: str | None = Non
     pictures, one_for_all = list_pictures(folder), given or only
     if one_for_all is None:
         raise ValueError(
-            f"The {len(pictures)} pictures in {folder} have no captions, so nobody knows which prompt belongs to which. "
+            f"The {len(pictures)} pictures in {folder} have no captions, so nobody knows which prompt is whose. "
             f"Write each one's prompt into a text file of its name ({pictures[0].with_suffix('.txt').name} beside "
             f"{pictures[0].name}) or all of them into metadata.jsonl (file_name and text), or give one for all with "
             f"--{role}_data_prompt."

@@ -68,7 +68,7 @@ class EraseConfig:
     output_dir: Path = Path("erased")
     """Where the erased pipeline, patch, mask, manifest and proof are written."""
     overwrite_output_dir: bool = False
-    """Replace whatever run --output_dir holds."""
+    """Replace the run that --output_dir holds, once the new one is whole. Files of your own stay."""
     seed: int = 0
     """Seed of everything random in the run."""
 
@@ -143,9 +143,14 @@ class EraseConfig:
     num_retain_images: int = 800
     """Pictures of what must stay."""
     concept_data_dir: Path | None = None
-    """A folder of the concept's pictures to use instead of generated ones."""
+    """A folder of the concept's pictures to use instead of generated ones, with a caption for each (0.txt beside 0.png,
+    or metadata.jsonl) that is one of the concept's forget prompts."""
+    concept_data_prompt: str | None = None
+    """The one prompt of all pictures in --concept_data_dir, where they have no captions."""
     retain_data_dir: Path | None = None
-    """A folder of retained pictures to use instead of generated ones."""
+    """A folder of retained pictures to use instead of generated ones, with a caption for each, in any words."""
+    retain_data_prompt: str | None = None
+    """The one prompt of all pictures in --retain_data_dir, where they have no captions."""
     data_num_inference_steps: int = 50
     """Denoising steps of the pictures made for training."""
     data_guidance_scale: float = 7.5
@@ -177,7 +182,7 @@ class EraseConfig:
     """Decoupled weight decay, on salient weights only."""
     adam_epsilon: float = 1e-8
     """Adam's epsilon."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 0.0
     """Gradient norm over the salient weights above which gradients are scaled down; 0 turns clipping off."""
     gradient_accumulation_steps: int = 1
     """Batches per optimiser step."""
@@ -188,12 +193,12 @@ class EraseConfig:
     multiplies it natively, else no. Weights stay float32."""
     allow_tf32: bool = False
     """Allow TF32 matmuls on Ampere and newer GPUs."""
-    checkpointing_steps: int = 100
-    """Write output_dir/checkpoint-{step} this often."""
+    checkpointing_steps: int = 25
+    """Write output_dir/checkpoint-{step} this often, and after the last step. Ctrl-C and SIGTERM write one at once."""
     checkpoints_total_limit: int | None = 1
     """How many checkpoints to keep."""
     resume_from_checkpoint: str | None = None
-    """A checkpoint folder, or latest."""
+    """Continue the run that --output_dir holds, from whatever stage it reached: latest, or one of its checkpoints."""
     report_to: str | None = None
     """Tracker: tensorboard or wandb."""
     logging_dir: str = "logs"
@@ -227,6 +232,12 @@ class EraseConfig:
         return plain_values(self)
 
 
+def public_name(model: str) -> str:
+    """What files that are passed on call a model: a hub id or `canvas` as it is, a local folder by its name alone."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else model
+
+
 def plain_values(config: Any) -> dict[str, Any]:
     """A config dataclass's fields as YAML and JSON hold them: paths as strings, tuples as lists."""
     plain = dataclasses.asdict(config)
@@ -246,32 +257,33 @@ def layered(config: str | Path | None, overrides: Mapping[str, Any]) -> dict[str
     return values | merged
 
 
-def read_config(config: str | Path) -> dict[str, Any]:
-    """Read a YAML config by path or by the name of a shipped one; unknown keys are errors."""
-    path = Path(config)
-    if not path.suffix and not path.exists():
+def read_config(config: str | Path, kind: type = EraseConfig) -> dict[str, Any]:
+    """Read a YAML config of the class `kind`, by path or by the name of a shipped one; unknown keys are errors."""
+    path = Path(config).expanduser()
+    if kind is EraseConfig and not path.suffix and not path.is_file():
         path = CONFIGS_DIR / f"{config}.yaml"
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in CONFIGS_DIR.glob("*.yaml")))
-        raise ValueError(f"No config {str(config)!r}. Give a YAML file, or one of the shipped ones: {shipped}.")
+        choices = f", or one of the shipped ones: {shipped}" if kind is EraseConfig else ""
+        raise ValueError(f"No config {str(config)!r}. Give a YAML file{choices}.")
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `key: value` lines, got {type(values).__name__}.")
     for key in values:
-        _known(str(key), path)
+        _known(str(key), path, kind)
     return values
 
 
-def _known(key: str, source: object) -> None:
+def _known(key: str, source: object, kind: type = EraseConfig) -> None:
     import difflib
 
-    names = [field.name for field in dataclasses.fields(EraseConfig)]
+    names = [field.name for field in dataclasses.fields(kind)]
     if key not in names:
         near = difflib.get_close_matches(key, names)
-        hint = f" Did you mean {' or '.join(near)}?" if near else " See `erase train --help` for all keys."
+        hint = f" Did you mean {' or '.join(near)}?" if near else " The keys are the command's flags: see its --help."
         raise ValueError(f"{source}: unknown key {key!r}.{hint}")
 
 

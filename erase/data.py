@@ -1,34 +1,34 @@
-"""Training data made once by the base model: latents straight from its sampler and encoded prompts, cached by content.
+"""Training data: latents straight from the base model's sampler or of pictures of one's own, and encoded prompts.
 
-A store is a folder named by the hash of its manifest (model and settings); its rows are named by what they are made
-from (prompt and seed). Rows are written in whole batches, so an interrupted job goes on where it stopped, several
-processes share the work, and runs on the same base share the pictures.
+All of it is made once and kept by content (`store.py`).
 """
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image, ImageOps, UnidentifiedImageError
-from safetensors import safe_open
+from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from .captions import TrainingPicture, concept_pictures, retained_pictures
 from .concepts import Concept
 from .config import EraseConfig
-from .files import atomic_save, read_safetensors, write_json
+from .files import atomic_path, file_sha256, weights_hash
 from .methods import METHODS
 from .models.base import Conditioning, Denoiser
+from .models.schedulers import set_scheduler
+from .pictures import read_picture
+from .store import OpenStore, Store
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CONTACT_SHEET_TILES = 64
 
 
@@ -65,6 +65,14 @@ class TrainingData:
     tokens: Tensor | None = None
     """(P, T) bool, row by row of `conditioning`: which tokens name the concept; for losses on attention."""
 
+    def sha256(self) -> str:
+        """Of everything that training reads: a run continues with the very same data or not at all."""
+        sets = {name: getattr(self, name) for name in ("concept", "forget", "anchor", "retain")}
+        parts = [(f"{name}.{f.name}", getattr(s, f.name)) for name, s in sets.items() if s for f in fields(s)]
+        parts += [(f"conditioning.{name}", value) for name, value in self.conditioning.items()]
+        parts += [("tokens", self.tokens)]
+        return weights_hash([(name, value) for name, value in parts if value is not None], torch.float32)
+
     def prompt(self, rows: Tensor, device: torch.device) -> Conditioning:
         """Conditioning of the given prompt rows, on `device`."""
         return {key: value[rows].to(device) for key, value in self.conditioning.items()}
@@ -77,24 +85,26 @@ def build_training_data(
     forget = [prompt for concept in concepts for prompt in concept.forget]
     anchors = [prompt for concept in concepts for prompt in concept.anchor]
     retain = in_fixed_order({prompt for concept in concepts for prompt in concept.retain})
-    texts = list(dict.fromkeys(["", *forget, *anchors, *retain]))
+    own = concept_pictures(concepts, config) if config.concept_data_dir else []
+    kept = retained_pictures(concepts, config) if config.retain_data_dir else []
+    captions = [text for picture in (*own, *kept) for text in (picture.prompt, picture.anchor)]
+    texts = list(dict.fromkeys(["", *forget, *anchors, *retain, *captions]))
     make = _Sources(denoiser, config, texts, accelerator, partial(Store, config.data_cache_dir, base_hash, accelerator))
     method = METHODS[config.method]
     trained, from_pictures = method.kind == "trained", config.forget_x == "pictures"
     from_concept = trained and config.anchor_image_fraction < 1
     concept = concept_paths = anchor = retained = None
     if trained and (config.mask == "salient" or (from_concept and from_pictures)):
-        x = make.pictures("concept", forget, config.num_concept_images, config.concept_data_dir)
-        concept = make.named(x, forget, anchors)
+        concept = make.pictures("concept", forget, forget, anchors, config.num_concept_images, own)
     if from_concept and not from_pictures:
         concept_paths = make.trajectories("concept", forget, forget, anchors, config.num_concept_images)
     if trained and config.anchor_image_fraction > 0 and from_pictures:
-        anchor = make.named(make.pictures("anchor", anchors, config.num_anchor_images), forget, anchors)
+        anchor = make.pictures("anchor", anchors, forget, anchors, config.num_anchor_images)
     elif trained and config.anchor_image_fraction > 0:
         anchor = make.trajectories("anchor", anchors, forget, anchors, config.num_anchor_images)
     if trained and config.alpha > 0:
-        x = make.pictures("retain", retain, config.num_retain_images, config.retain_data_dir)
-        retained = make.named(x, retain, retain)
+        retained = make.pictures("retain", retain, retain, retain, config.num_retain_images, kept)
+    pairs = [*zip(forget, anchors), *((picture.prompt, picture.anchor) for picture in own)]
     return TrainingData(
         concept=concept,
         forget=concept_paths or concept if from_concept else None,
@@ -102,7 +112,7 @@ def build_training_data(
         retain=retained,
         conditioning=encode_prompts(denoiser, texts, make.opened),
         empty=texts.index(""),
-        tokens=_named_tokens(denoiser, texts, forget, anchors) if method.objective == "attention" else None,
+        tokens=_named_tokens(denoiser, texts, pairs) if method.objective == "attention" else None,
     )
 
 
@@ -116,17 +126,27 @@ class _Sources:
     accelerator: Accelerator
     opened: "OpenStore"
 
-    def pictures(self, role: str, prompts: Sequence[str], count: int, folder: Path | None = None) -> Tensor:
-        """Latents of `count` pictures of the prompts, or of a folder's; the first of them on a contact sheet."""
-        x = (
-            encode_folder(self.denoiser, folder, self.opened, self.config.data_batch_size)
-            if folder
-            else sample_latents(self.denoiser, role, cycled(prompts, count), self.config, self.opened)
-        )
+    def pictures(
+        self,
+        role: str,
+        drawn: Sequence[str],
+        prompts: Sequence[str],
+        anchors: Sequence[str],
+        count: int,
+        own: Sequence[TrainingPicture] = (),
+    ) -> LatentSet:
+        """Latents of `count` pictures of the prompts `drawn`, or of `own` pictures; the first on a contact sheet."""
+        if own:
+            prompts, anchors = [picture.prompt for picture in own], [picture.anchor for picture in own]
+            paths = [picture.path for picture in own]
+            x = encode_pictures(self.denoiser, paths, self.opened, self.config.data_batch_size)
+        else:
+            x = sample_latents(self.denoiser, role, cycled(drawn, count), self.config, self.opened)
         if self.accelerator.is_main_process:
             tiles = self.denoiser.decode(x[:CONTACT_SHEET_TILES].to(self.denoiser.device))
-            contact_sheet(tiles).save(self.config.output_dir / f"data_{role}.png")
-        return x
+            with atomic_path(self.config.output_dir / f"data_{role}.png") as temporary:
+                contact_sheet(tiles).save(temporary)
+        return self.named(x, prompts, anchors)
 
     def trajectories(
         self, role: str, drawn: Sequence[str], prompts: Sequence[str], anchors: Sequence[str], count: int
@@ -149,13 +169,13 @@ class _Sources:
         return LatentSet(latents=x, prompts=rows[0], anchors=rows[1])
 
 
-def _named_tokens(denoiser: Denoiser, texts: Sequence[str], forget: Sequence[str], anchors: Sequence[str]) -> Tensor:
-    """(P, T) bool, row by row of `texts`: the tokens of the forget prompts that name the concept."""
+def _named_tokens(denoiser: Denoiser, texts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Tensor:
+    """(P, T) bool, row by row of `texts`: the tokens of the forget prompts, here with their anchors, that name it."""
     from .attention import concept_tokens
 
-    named = concept_tokens(denoiser.pipeline.tokenizer, forget, anchors)
+    named = concept_tokens(denoiser.pipeline.tokenizer, *map(list, zip(*pairs)))
     rows = torch.zeros(len(texts), named.shape[1], dtype=torch.bool)
-    rows[torch.tensor([texts.index(prompt) for prompt in forget])] = named
+    rows[torch.tensor([texts.index(prompt) for prompt, _ in pairs])] = named
     return rows
 
 
@@ -178,69 +198,6 @@ def picture_seeds(prompts: Sequence[str], seed: int) -> list[int]:
         seeds.append(10**6 + int.from_bytes(digest[:4], "big") % (2**31 - 10**6))
         seen[prompt] += 1
     return seeds
-
-
-class Store:
-    """Rows of tensors under content-addressed keys, written by all processes in whole batches."""
-
-    def __init__(self, root: Path, base_hash: str, accelerator: Accelerator, kind: str, settings: dict[str, Any]):
-        precision = str(accelerator.mixed_precision)
-        manifest = {"kind": kind, "base_sha256": base_hash, "precision": precision} | settings
-        self.kind, self.accelerator = kind, accelerator
-        self.folder = root / f"{kind}-{_digest(json.dumps(manifest, sort_keys=True))}"
-        described = self.folder / "manifest.json"
-        if accelerator.is_main_process and not described.exists():
-            write_json(described, manifest)
-        accelerator.wait_for_everyone()
-        if json.loads(described.read_text()) != manifest:
-            raise ValueError(f"The cache {self.folder} is not what its name says; delete that folder and start again.")
-
-    def fetch(
-        self, keys: Sequence[str], batch_size: int, make: Callable[[list[int]], dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """The rows named by `keys`, in their order; `make` gets the numbers of up to `batch_size` missing ones."""
-        present = self._index()
-        missing = [row for row, key in enumerate(keys) if key not in present]
-        batches = [missing[first : first + batch_size] for first in range(0, len(missing), batch_size)]
-        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
-        self.accelerator.wait_for_everyone()
-        bar = tqdm(total=len(missing), desc=self.kind, unit="row", disable=not (missing and self._speaks))
-        for batch in mine:
-            names = json.dumps([keys[row] for row in batch])
-            atomic_save(make(batch), self.folder / f"{_digest(names)}.safetensors", {"keys": names})
-            bar.update(len(batch) * min(len(batches), self.accelerator.num_processes))
-        bar.close()
-        self.accelerator.wait_for_everyone()
-        return self._read(keys)
-
-    @property
-    def _speaks(self) -> bool:
-        return self.accelerator.is_main_process
-
-    def _index(self) -> dict[str, tuple[Path, int]]:
-        """Key → the file and the row in it."""
-        found = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as file:
-                keys = json.loads(file.metadata()["keys"])
-            found |= {key: (path, row) for row, key in enumerate(keys)}
-        return found
-
-    def _read(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        index = self._index()
-        files = {path: read_safetensors(path)[0] for path in {index[key][0] for key in keys}}
-        places = [index[key] for key in keys]
-        return {
-            name: torch.stack([files[path][name][row] for path, row in places]) for name in next(iter(files.values()))
-        }
-
-
-OpenStore = Callable[[str, dict[str, Any]], Store]
-"""(kind, settings) → the store of this base and cache folder."""
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def sample_latents(
@@ -286,9 +243,17 @@ def _sampler_settings(denoiser: Denoiser, config: EraseConfig, guidance_scale: f
     return {
         "steps": config.data_num_inference_steps,
         "guidance_scale": guidance_scale,
-        "solver": config.data_solver,
+        "scheduler": _scheduler(denoiser, config.data_solver),
         "resolution": denoiser.resolution,
     }
+
+
+def _scheduler(denoiser: Denoiser, solver: str) -> dict[str, Any]:
+    """Class and configuration of the scheduler that samples: a solver's name alone would not say how it is set."""
+    stock = denoiser.pipeline.scheduler
+    set_scheduler(denoiser.pipeline, solver)
+    chosen, denoiser.pipeline.scheduler = denoiser.pipeline.scheduler, stock
+    return json.loads(chosen.to_json_string())
 
 
 def _sampled(
@@ -327,33 +292,20 @@ def encode_prompts(denoiser: Denoiser, texts: Sequence[str], opened: OpenStore, 
     return opened("prompts", settings).fetch(texts, batch_size, make)
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder, by name; an error when there are none."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give one that holds pictures ({', '.join(PICTURE_SUFFIXES)}).")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
-    if not found:
-        raise ValueError(f"{folder} holds no pictures; expected files ending in {', '.join(PICTURE_SUFFIXES)}.")
-    return found
-
-
-def encode_folder(denoiser: Denoiser, folder: Path, opened: OpenStore, batch_size: int) -> Tensor:
-    """Latents (N, C, h, w) of a folder's pictures, centre-cropped to a square and resized, encoded once."""
-    paths = list_pictures(folder)
-    keys = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+def encode_pictures(denoiser: Denoiser, paths: Sequence[Path], opened: OpenStore, batch_size: int) -> Tensor:
+    """Latents (N, C, h, w) of picture files, centre-cropped to a square and resized, encoded once."""
+    keys = [file_sha256(path) for path in paths]
 
     def make(rows: list[int]) -> dict[str, Tensor]:
         pictures = np.stack([_square(paths[row], denoiser.resolution) for row in rows])
         return {"latents": denoiser.encode_images(pictures).cpu()}
 
-    return opened("encoded", {"resolution": denoiser.resolution}).fetch(keys, batch_size, make)["latents"]
+    settings = {"resolution": denoiser.resolution, "pillow": version("pillow")}
+    return opened("encoded", settings).fetch(keys, batch_size, make)["latents"]
 
 
 def _square(path: Path, side: int) -> np.ndarray:
-    try:
-        picture = Image.open(path).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error}); remove or replace it.") from error
+    picture = Image.fromarray(read_picture(path))
     return np.asarray(ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS))
 
 

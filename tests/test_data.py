@@ -6,8 +6,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from erase.data import Store, cycled, in_fixed_order, picture_seeds
+from erase.data import cycled, in_fixed_order, picture_seeds
 from erase.evaluate.protocols import load_protocol, protocol_rows
+from erase.store import Store
 from erase.trainer import positions
 
 
