@@ -8,7 +8,6 @@ evaluation/
 """
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..files import write_json
+from ..output import command_line, now
 from .generate import generate
 from .grid import comparison_grid
 from .pipelines import ModelSource
@@ -145,7 +145,8 @@ class Evaluation:
             "device": str(self.accelerator.device),
             "num_processes": self.accelerator.num_processes,
             "seconds": self.seconds,
-            "command": " ".join(sys.argv),
+            "date": now(),
+            "command": command_line(),
         }
 
 
