@@ -32,7 +32,7 @@ test: check  ## check, then the tests
 
 demo: setup  ## Erase "cat" from the bundled emoji model and show that it is gone (minutes, no GPU, no download)
 	$(LAUNCH) erase.py --pretrained_model_name_or_path canvas --concept cat \
-		--output_dir $(DEMO) --overwrite_output_dir
+		--mixed_precision no --output_dir $(DEMO) --overwrite_output_dir
 	@echo
 	@echo "What was lost and what was kept:    $(DEMO)/report.html"
 	@echo "Before and after at the same seeds: $(DEMO)/grid.png"

@@ -6,8 +6,7 @@ depends on (seed, step) alone, so nothing else is needed to end bit-equal to a r
 
 import json
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,25 @@ def save_checkpoint(
     }
     atomic_save({k: v.cpu() for k, v in tensors.items()}, output_dir / f"checkpoint-{step}" / STATE_FILE, metadata)
     for old in list_checkpoints(output_dir)[: -limit if limit else 0]:
-        shutil.rmtree(old.folder)
+        remove_checkpoint(old)
+
+
+def remove_checkpoint(checkpoint: Checkpoint) -> None:
+    """Remove a checkpoint's file, and its folder unless it holds something else."""
+    (checkpoint.folder / STATE_FILE).unlink()
+    if not any(checkpoint.folder.iterdir()):
+        checkpoint.folder.rmdir()
+
+
+def _changes(there: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """What differs between two identities: settings by name, the rest by the beginning of its hash."""
+    for key, value in now.items():
+        if key == "settings":
+            before, after = json.loads(there.get(key, "{}")), json.loads(value)
+            names = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
+            yield from (f"{name}: {before.get(name)} there, {after.get(name)} now" for name in names)
+        elif there.get(key) != value:
+            yield f"{key}: sha256 {there.get(key, 'unknown')[:12]}… there, {value[:12]}… now"
 
 
 @torch.no_grad()
@@ -98,12 +115,13 @@ def load_checkpoint(
 ) -> tuple[int, list[dict[str, float]]]:
     """Put a checkpoint's weights and moments in place; returns the step and the losses so far."""
     tensors, metadata = read_safetensors(checkpoint.folder / STATE_FILE)
-    for key, value in identity.items():
-        if metadata.get(key) != value:
-            raise ValueError(
-                f"{checkpoint.folder} belongs to another run: its {key} is {metadata.get(key)}, this run's is {value}. "
-                "Resume with the settings that it was started with, or start afresh in another --output_dir."
-            )
+    if changed := list(_changes(metadata, identity)):
+        raise ValueError(
+            f"{checkpoint.folder} belongs to another run:\n  "
+            + "\n  ".join(changed)
+            + "\nResume with the settings that "
+            "it was started with, or start afresh in another --output_dir."
+        )
     for name, parameter in trainable.items():
         parameter[masks[name]] = tensors[f"weight/{name}"].to(parameter.device)
         if f"exp_avg/{name}" in tensors:

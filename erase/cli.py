@@ -3,14 +3,17 @@
 import difflib
 import os
 import sys
-from collections.abc import Sequence
-from inspect import cleandoc
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import tyro
 
-from .config import EraseConfig, layered, to_argv
+from .config import EraseConfig
+from .inputs import check_erase, check_evaluate, check_generate, need_file, need_folder
+from .parsing import is_main_process, parse, run_function, value_of
+from .stopping import Stopped, explained, terminable
 
 DESCRIPTION = """Concept erasure for text-to-image diffusion models.
 
@@ -24,11 +27,13 @@ DESCRIPTION = """Concept erasure for text-to-image diffusion models.
   erase classify   make an image classifier forget; the methods side by side
   erase statistics keep the FID statistics of real pictures in a file
 
-`erase COMMAND --help` lists every flag. First try: erase train --pretrained_model_name_or_path canvas --concept cat
-"""
+  erase concepts   what can be erased by name, and how to write a concept of your own
+  erase methods    every way to erase, in a line each
+  erase completion print what a shell needs to complete commands and flags
+  erase --version  the versions of this package and of those below it
 
-T = TypeVar("T")
-LAYERS = "\n\nFlags go on top of --config FILE.yaml (a path, or the name of a shipped one)."
+`erase COMMAND --help` lists every flag; --print_config prints the settings of a command as YAML for its --config. First try: erase train --pretrained_model_name_or_path canvas --concept cat
+"""
 
 
 def patch(
@@ -101,40 +106,8 @@ def statistics(
     print(f"The statistics of {moments.n} pictures are in {output_file}.")
 
 
-def parse_config(arguments: Sequence[str], prog: str) -> EraseConfig:
-    """Flags on top of `--config FILE.yaml` on top of the base's preset, all through one parser."""
-    rest, config = _take_option(list(arguments), "--config")
-    given = {token.split("=")[0].lstrip("-").replace("-", "_") for token in rest if token.startswith("--")}
-    decisive = {
-        name: _take_option(list(arguments), f"--{name}")[1] for name in ("pretrained_model_name_or_path", "method")
-    }
-    values = layered(config, {name: value for name, value in decisive.items() if value})
-    below = {key: v for key, v in values.items() if key not in given and key.removeprefix("no_") not in given}
-    below = {key: value for key, value in below.items() if f"no_{key}" not in given}
-    return tyro.cli(
-        EraseConfig,
-        prog=prog,
-        args=[*to_argv(below), *rest],
-        use_underscores=True,
-        description=cleandoc(EraseConfig.__doc__ or "") + LAYERS,
-    )
-
-
-def _take_option(tokens: list[str], name: str) -> tuple[list[str], str | None]:
-    """Remove `--name VALUE` or `--name=VALUE` from the tokens; returns what is left and the value."""
-    for at, token in enumerate(tokens):
-        key, _, value = token.partition("=")
-        if key.replace("-", "_") == name.replace("-", "_"):
-            if value:
-                return tokens[:at] + tokens[at + 1 :], value
-            if at + 1 == len(tokens):
-                raise ValueError(f"{name} needs a value.")
-            return tokens[:at] + tokens[at + 2 :], tokens[at + 1]
-    return tokens, None
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `erase`; expected errors are one message and exit status 2."""
+    """Entry point of `erase`; expected errors are one message and exit status 2, a stop one line and the signal's."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (tokens[0], tokens[1:]) if tokens else ("--help", [])
     if command in ("-h", "--help"):
@@ -143,10 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Without torchvision, transformers warns at import about image processors that no denoiser needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        _dispatch(command, rest)
-    except (ValueError, OSError, FloatingPointError) as error:
+        with terminable(), explained(lambda: "What was finished is kept, and nothing is half written."):
+            _dispatch(command, rest)
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"erase: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        print(f"\nerase: {stop}", file=sys.stderr)
+        sys.exit(stop.status)
 
 
 def _dispatch(command: str, rest: list[str]) -> None:
@@ -158,7 +135,8 @@ def _dispatch(command: str, rest: list[str]) -> None:
 
 
 def _train(rest: list[str]) -> None:
-    config = parse_config(rest, "erase train")
+    config = parse(EraseConfig, "erase train", rest)
+    check_erase(config)
     from .run import erase
 
     erase(config)
@@ -166,67 +144,81 @@ def _train(rest: list[str]) -> None:
 
 def _mask(rest: list[str]) -> None:
     """Of a classifier where a data set is named, else of a denoiser."""
-    if any(token.partition("=")[0] == "--dataset" for token in rest):
+    if value_of(rest, "dataset") is not None:
         from .classifiers.config import ClassifyConfig
+
+        classify = parse(ClassifyConfig, "erase mask", rest)
         from .classifiers.run import build_classifier_mask
 
-        print(f"The mask is in {build_classifier_mask(_flags(ClassifyConfig, 'erase mask', rest))}.")
+        print(f"The mask is in {build_classifier_mask(classify)}.")
         return
-    config = parse_config(rest, "erase mask")
+    config = parse(EraseConfig, "erase mask", rest)
+    check_erase(config)
     from .run import build_only_mask
 
     print(f"The mask is in {build_only_mask(config)}.")
 
 
-def _patch(rest: list[str]) -> None:
-    tyro.cli(patch, prog="erase patch", args=rest, use_underscores=True)
-
-
 def _generate(rest: list[str]) -> None:
     from .evaluate.generate import GenerateConfig, run_generate
 
-    run_generate(_flags(GenerateConfig, "erase generate", rest))
+    config = parse(GenerateConfig, "erase generate", rest)
+    check_generate(config)
+    run_generate(config)
 
 
 def _evaluate(rest: list[str]) -> None:
     from .evaluate.config import EvaluateConfig, run_evaluate
 
-    run_evaluate(_flags(EvaluateConfig, "erase evaluate", rest))
+    config = parse(EvaluateConfig, "erase evaluate", rest)
+    check_evaluate(config)
+    run_evaluate(config)
 
 
 def _compare(rest: list[str]) -> None:
     from .compare import CompareConfig, run_compare
 
-    run_compare(_flags(CompareConfig, "erase compare", rest))
+    run_compare(parse(CompareConfig, "erase compare", rest))
 
 
 def _classify(rest: list[str]) -> None:
     from .classifiers.config import ClassifyConfig
+
+    config = parse(ClassifyConfig, "erase classify", rest)
     from .classifiers.run import run_classify
 
-    run_classify(_flags(ClassifyConfig, "erase classify", rest))
+    run_classify(config)
 
 
-def _report(rest: list[str]) -> None:
-    tyro.cli(report, prog="erase report", args=rest, use_underscores=True)
+def _completion(rest: list[str]) -> None:
+    from .completion import completion
+
+    run_function(completion, rest)
 
 
-def _statistics(rest: list[str]) -> None:
-    tyro.cli(statistics, prog="erase statistics", args=rest, use_underscores=True)
+def _concepts(rest: list[str]) -> None:
+    from .listings import concepts
+
+    run_function(concepts, rest)
 
 
-def _flags(config: type[T], prog: str, rest: list[str]) -> T:
-    return tyro.cli(config, prog=prog, args=rest, use_underscores=True, description=cleandoc(config.__doc__ or ""))
+def _methods(rest: list[str]) -> None:
+    from .listings import methods
+
+    run_function(methods, rest)
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "mask": _mask,
-    "patch": _patch,
+    "patch": partial(run_function, patch),
     "generate": _generate,
     "evaluate": _evaluate,
     "compare": _compare,
     "classify": _classify,
-    "report": _report,
-    "statistics": _statistics,
+    "report": partial(run_function, report),
+    "statistics": partial(run_function, statistics),
+    "concepts": _concepts,
+    "methods": _methods,
+    "completion": _completion,
 }

@@ -1,6 +1,8 @@
 """Export: a stock diffusers folder whose only new part is the denoiser, the patch, and a model card beside them."""
 
+import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,21 @@ import torch
 from huggingface_hub import ModelCardData
 from torch import nn
 
-from .config import CANVAS, EraseConfig
-from .files import pipeline_files, write_text
+from .concepts import Concept
+from .config import CANVAS, EraseConfig, public_name
+from .files import atomic_path, pipeline_files, write_text
+from .ledger import OWN_DIR
+from .methods import METHODS
 from .models.base import Denoiser
 from .patch import PATCH_FILE
 
 ROUNDED = {"fp16": torch.float16, "bf16": torch.bfloat16}
+LIMITS = (
+    "Erasure lowers the chance that a concept is drawn. It is no guarantee against deliberate attacks, further "
+    "fine-tuning, or wordings, languages and samplers that were not measured.",
+    "Figures hold for the prompts, seeds, sampler and judge that evaluation.json names, and within their intervals.",
+)
+"""What every result says of itself."""
 
 
 def needed_bytes(folder: Path) -> int:
@@ -46,9 +57,10 @@ def round_to_variant(module: nn.Module, variant: str | None) -> None:
 def export_pipeline(denoiser: Denoiser, base: Path, output_dir: Path, variant: str | None = None) -> None:
     """Write the pipeline into `output_dir`: unchanged components byte for byte, the denoiser anew.
 
-    Everything is made in a temporary folder and moved into place, model_index.json last: a folder with it is whole.
+    Everything is made in a temporary folder and moved into place file by file, model_index.json last: a folder with it
+    is whole. Files that are not the pipeline's stay as they are.
     """
-    staging = output_dir / ".export"
+    staging = output_dir / OWN_DIR / "export"
     shutil.rmtree(staging, ignore_errors=True)
     for path in pipeline_files(base):
         if path.parts[0] != denoiser.component:
@@ -59,55 +71,148 @@ def export_pipeline(denoiser: Denoiser, base: Path, output_dir: Path, variant: s
     nn.Module.to(module, ROUNDED.get(variant or "", torch.float32))
     module.save_pretrained(staging / denoiser.component, safe_serialization=True, variant=variant)
     module.float()
-    index = staging / "model_index.json"
-    for part in sorted(path for path in staging.iterdir() if path != index):
-        shutil.rmtree(output_dir / part.name, ignore_errors=True)
-        part.replace(output_dir / part.name)
-    index.replace(output_dir / "model_index.json")
-    staging.rmdir()
+    made = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
+    for path in sorted(made, key=lambda path: path.name == "model_index.json"):
+        with atomic_path(output_dir / path) as temporary:
+            (staging / path).replace(temporary)
+    shutil.rmtree(staging)
 
 
-def write_card(config: EraseConfig, output_dir: Path, pipeline_class: str, results: str) -> None:
-    """README.md of the erased model: what went, from what, how, what was measured, and how to load it."""
-    concepts = ", ".join(config.concept)
-    patch = f"""
-The same erasure as a patch on the stock base model:
+def patch_metadata(config: EraseConfig, concepts: Sequence[Concept], base_hash: str) -> dict[str, str]:
+    """What a patch says of itself beside the hashes of its base."""
+    return {
+        "model": public_name(config.pretrained_model_name_or_path),
+        "base_sha256": base_hash,
+        "concept": ", ".join(concept.name for concept in concepts),
+        "method": config.method,
+        "source": METHODS[config.method].source,
+        "settings": settings_line(config),
+    }
 
-```python
-from diffusers import DiffusionPipeline
-from erase import apply_patch, remove_patch
 
-pipe = DiffusionPipeline.from_pretrained(base)
-apply_patch(pipe, "{PATCH_FILE}", strength=1.0)
-remove_patch(pipe)  # the base again, bit for bit
-```
-"""
+def settings_line(config: EraseConfig) -> str:
+    """The settings that matter most of the method that ran."""
+    masked = f"mask {Path(config.mask).name}" + (f", density {config.density:g}" if config.mask != "none" else "")
+    if METHODS[config.method].kind == "closed-form":
+        weights = f"erase_weight {config.erase_weight:g}, edit_regularization {config.edit_regularization:g}"
+        return f"one edit in closed form, {masked}, {weights}"
+    rank = f", lora_rank {config.lora_rank}" if config.lora_rank else ""
+    return (
+        f"{config.max_train_steps} steps of {config.train_batch_size}, learning rate {config.learning_rate:g}, scope "
+        f"{config.scope}, {masked}{rank}"
+    )
+
+
+def write_card(
+    config: EraseConfig,
+    concepts: Sequence[Concept],
+    folder: Path,
+    *,
+    name: str,
+    index: Mapping[str, Any],
+    results: str,
+    made: Mapping[str, Any],
+) -> None:
+    """README.md of the erased model: what went, from what, how, what was measured, and how to load it.
+
+    name: the folder as readers will know it. index: its model_index.json. made: its manifest.
+    """
+    base, gone = public_name(config.pretrained_model_name_or_path), ", ".join(concept.name for concept in concepts)
+    loading = loading_arguments(folder, index, config.variant)
+    limits = "\n".join(f"- {limit}" for limit in LIMITS)
     text = f"""
-# {config.pretrained_model_name_or_path} without {concepts}
+# {base} without {gone}
 
-Weights of `{config.pretrained_model_name_or_path}` from which **{concepts}** was erased with {config.method}
-(arXiv 2310.12508): mask `{config.mask}`, density {config.density:g}, {config.max_train_steps} steps,
-learning rate {config.learning_rate:g}.
+Weights of {_linked(base)} from which **{gone}** was erased with {config.method} ({_paper(config.method)}):
+{settings_line(config)}.
 
 ```python
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{output_dir.name}")
+{_imports(loading)}
+pipe = DiffusionPipeline.from_pretrained("{name}"{loading})
 ```
-{patch if config.save_patch else ""}
+{_patch_text(config, loading) if config.save_patch else ""}
 ## Results
 
 {results}
 
 ## Limits
 
-Erasure lowers the chance that a concept is drawn; it is no guarantee against deliberate attacks or further fine-tuning.
-`config.json` and `manifest.json` beside this card say exactly how the model was made.
+{limits}
+
+## How it was made
+
+{made["date"]}, erase {made["erase_version"]}, {_versions(made)}:
+
+```
+{made["command"]}
+```
+
+`config.yaml` has every setting, and `manifest.json` the versions, seconds and hashes.
 """
     data = ModelCardData(
-        base_model=None if config.pretrained_model_name_or_path == CANVAS else config.pretrained_model_name_or_path,
+        base_model=base if _is_hub_id(base) else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=["diffusers", "concept-erasure", "salun", pipeline_class],
+        tags=["diffusers", "concept-erasure", config.method, index["_class_name"]],
     )
-    write_text(output_dir / "README.md", f"---\n{data.to_yaml()}\n---\n{text}")
+    write_text(folder / "README.md", f"---\n{data.to_yaml()}\n---\n{text}")
+
+
+def loading_arguments(folder: Path, index: Mapping[str, Any], variant: str | None) -> str:
+    """Arguments of `from_pretrained` beside the folder's name, as Python: variant, dtype, components that are gone."""
+    found = {"variant": f'"{variant}"'} if variant else {}
+    if variant in ROUNDED:
+        found["dtype"] = str(ROUNDED[variant])
+    lacking = [key for key, value in index.items() if _is_component(value) and not (folder / key).is_dir()]
+    found |= dict.fromkeys(lacking, "None")
+    if "safety_checker" in found:
+        found["requires_safety_checker"] = "False"
+    return "".join(f", {key}={value}" for key, value in found.items())
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and value[0] is not None
+
+
+def _imports(loading: str) -> str:
+    return ("import torch\n" if "torch." in loading else "") + "from diffusers import DiffusionPipeline\n"
+
+
+def _is_hub_id(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name))
+
+
+def _linked(base: str) -> str:
+    if base == CANVAS:
+        return "the canvas, the model that ships with diffusers-erase"
+    return f"[{base}](https://huggingface.co/{base})" if _is_hub_id(base) else f"`{base}`, a local folder"
+
+
+def _paper(method: str) -> str:
+    """Where the method was published."""
+    number, _, rest = METHODS[method].source.partition(",")
+    if not re.fullmatch(r"\d{4}\.\d{5}", number):
+        return METHODS[method].source
+    return f"[arXiv {number}](https://arxiv.org/abs/{number})" + (f",{rest}" if rest else "")
+
+
+def _versions(made: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in made["packages"].items())
+
+
+def _patch_text(config: EraseConfig, loading: str) -> str:
+    """How the patch goes on top of the stock base."""
+    is_canvas = config.pretrained_model_name_or_path == CANVAS
+    base = "PIPELINE_DIR" if is_canvas else f'"{public_name(config.pretrained_model_name_or_path)}"'
+    bundled = "from erase.canvas import PIPELINE_DIR\n" if is_canvas else ""
+    return f"""
+The same erasure as a patch on the stock base model, which must be loaded unchanged:
+
+```python
+{_imports(loading)}from erase import apply_patch, remove_patch
+{bundled}
+pipe = DiffusionPipeline.from_pretrained({base}{loading})
+apply_patch(pipe, "{PATCH_FILE}", strength=1.0)
+remove_patch(pipe)  # the base again, bit for bit
+```
+"""

@@ -43,6 +43,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     note(target)
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copy a file; `target` is whole or absent."""
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 def link(source: Path, target: Path) -> None:
     """Give a file a second name, or a copy where the file system has no links; `target` is whole or absent."""
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from .closed_form import EditSettings, edited_weights
 from .concepts import Concept
-from .config import EraseConfig
+from .config import EraseConfig, public_name
 from .data import TrainingData
 from .edit_saliency import edit_saliency
 from .methods import METHODS
@@ -59,8 +59,8 @@ def build_mask(
     """The mask that `config.mask` names, within `config.scope`; `none` lets every weight in scope change."""
     metadata = {
         "base_sha256": base_hash,
-        "model": config.pretrained_model_name_or_path,
-        "concept": ", ".join(config.concept),
+        "model": public_name(config.pretrained_model_name_or_path),
+        "concept": ", ".join(concept.name for concept in concepts),
         "score": config.mask_score,
         "seed": str(config.seed),
     }

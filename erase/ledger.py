@@ -47,7 +47,10 @@ class Ledger:
 
     def note(self, path: Path, *, grows: bool = False) -> None:
         """Remember that `path`, which is there now, is ours; a file that `grows` is not expected to stay as it is."""
-        name = _place(path).relative_to(self.folder).as_posix()
+        place = _place(path).relative_to(self.folder)
+        if OWN_DIR in place.parts:
+            return
+        name = place.as_posix()
         digest = None if grows or path.stat().st_size > HASHED_BYTES else _sha256(path)
         with self._lock:
             if name in self._known and self._known[name] == digest:

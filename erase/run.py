@@ -1,7 +1,6 @@
 """One run from configuration to proof; every stage is a function of its own that can be called alone."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -14,34 +13,48 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor
 
 from . import __version__
-from .checkpoint import find_checkpoint, list_checkpoints
+from .captions import check_data_dirs
+from .checkpoint import Checkpoint, find_checkpoint, list_checkpoints, remove_checkpoint
 from .closed_form import edit
 from .concepts import Concept, load_concepts
-from .config import CANVAS, EraseConfig
-from .data import TrainingData, build_training_data, list_pictures
+from .config import CANVAS, EraseConfig, public_name
+from .data import TrainingData, build_training_data
 from .devices import make_accelerator, peak_memory
-from .export import check_disk, export_pipeline, round_to_variant, write_card
+from .export import LIMITS, check_disk, export_pipeline, patch_metadata, round_to_variant, write_card
 from .files import folder_hash, weights_hash, write_json, write_text
 from .forgetting import build_mask, edit_settings
+from .ledger import note
 from .methods import METHODS
 from .models import Denoiser, load_denoiser, resolve_model
+from .models.tokens import check_prompts_fit
+from .output import command_line, now
 from .patch import PATCH_FILE, make_patch, save_patch
 from .report import markdown_table, write_report
+from .resume import LATEST, accepted, identity
 from .saliency import SaliencyMask
+from .stopping import explained
 from .trainer import Trainer
 
 MASK_FILE = "mask.safetensors"
 CONFIG_FILE = "config.yaml"
 MANIFEST_FILE = "manifest.json"
+LOSSES_FILE = "losses.json"
 NOT_SCORED = "Not scored here (only runs on the canvas are, without --no_proof): see `erase evaluate`."
-# What may differ between a run and its continuation without changing a single weight.
-NOT_IDENTITY = ("output_dir", "overwrite_output_dir", "data_cache_dir", "resume_from_checkpoint", "report_to",
-                "logging_dir", "checkpointing_steps", "checkpoints_total_limit", "save_patch", "proof",
-                "num_target_images", "num_kept_images", "data_batch_size")  # fmt: skip
+STAGES = {
+    "load": "hashing and loading the base model",
+    "data": "making the pictures to train on, or reading them from the cache",
+    "mask": "finding the salient weights",
+    "train": "changing them",
+    "edit": "solving for the new weights",
+    "export": "writing the pipeline",
+    "proof": "scoring base and erased on held-out prompts",
+}
+"""What each stage does."""
 
 
 def erase(config: EraseConfig | None = None, **overrides: Any) -> Path:
@@ -58,34 +71,51 @@ def erase(config: EraseConfig | None = None, **overrides: Any) -> Path:
 
 
 class Run:
-    """The stages of one run and what they share: configuration, concepts, base model, accelerator, timings."""
+    """The stages of one run and what they share: configuration, concepts, base model, accelerator, timings.
 
-    def __init__(self, config: EraseConfig):
-        self.config = config
+    `config` is the user's until the folder is open, and then says with output_dir where this run writes.
+    """
+
+    def __init__(self, config: EraseConfig, command: str = "train"):
+        self.config, self.folder = config, config.output_dir
         self.concepts = load_concepts(
             config.concept, concept_type=config.concept_type, model=config.pretrained_model_name_or_path
         )
         self.proved = config.proof and config.pretrained_model_name_or_path == CANVAS
-        for folder in (config.concept_data_dir, config.retain_data_dir):
-            if folder is not None:
-                list_pictures(folder)
+        check_data_dirs(self.concepts, config)
         if config.mask not in ("salient", "random", "none"):
             SaliencyMask.load(config.mask)
-        self.checkpoint = (
-            find_checkpoint(config.resume_from_checkpoint, config.output_dir) if config.resume_from_checkpoint else None
+        check_tracker(config.report_to)
+        self.accelerator = run_accelerator(config)
+        self.identity = identity(
+            config,
+            self.concepts,
+            precision=str(self.accelerator.mixed_precision),
+            num_processes=self.accelerator.num_processes,
         )
-        check_output_dir(config)
+        self.output = accepted(command, config, self.identity)
+        self.checkpoint = self._checkpoint()
         self.base = resolve_model(
             config.pretrained_model_name_or_path, config.revision, config.variant, config.scope, config.method
         )
         check_disk(self.base, config.output_dir)
-        self.accelerator = run_accelerator(config)
         self.seconds: dict[str, float] = {}
+        self.at = "start"
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """Where training continues: the checkpoint that was asked for, or the newest of a run that is continued."""
+        asked, work = self.config.resume_from_checkpoint, self.output.work
+        if asked and asked != LATEST:
+            return find_checkpoint(asked, work)
+        return next(iter(reversed(list_checkpoints(work))), None) if self.output.state == "begun" else None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage and announce it."""
-        self.say(f"[{name}]")
+        """Time a stage, announce it, and note that it was reached."""
+        self.say(f"[{name}] {STAGES[name]}")
+        self.at = name
+        if self.accelerator.is_main_process:
+            self.output.reached(name)
         started = time.perf_counter()
         yield
         self.accelerator.wait_for_everyone()
@@ -96,9 +126,46 @@ class Run:
         if self.accelerator.is_main_process:
             print(text, file=sys.stderr, flush=True)
 
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """The output folder, locked and with its config.yaml; whoever stops the run inside is told how to continue."""
+        is_main, wait = self.accelerator.is_main_process, self.accelerator.wait_for_everyone
+        with explained(self.kept, SMALLER), self.output.writing(is_main=is_main, wait=wait) as work:
+            if is_main:
+                write_text(work / CONFIG_FILE, yaml.safe_dump(self.config.as_dict(), sort_keys=False))
+            self.config = replace(self.config, output_dir=work)
+            if self.output.state == "begun":
+                self.say(f"Continuing {self._place()}.")
+            yield
+
+    def _place(self) -> str:
+        at = f"after step {self.checkpoint.step}" if self.checkpoint else f"in the stage {self.output.stage!r}"
+        return f"the run in {self.folder} {at}"
+
+    def kept(self) -> str:
+        """What is left of a run that stops now, and how to continue it."""
+        steps = [checkpoint.step for checkpoint in list_checkpoints(self.output.work)]
+        parts = [f"training after step {steps[-1]}"] if steps else []
+        parts += ["the mask"] if (self.output.work / MASK_FILE).is_file() else []
+        parts += [f"pictures and encodings in {self.config.data_cache_dir}"]
+        return f"[{self.at}] Kept: {', '.join(parts)}. Continue with the same command and " + (
+            "--overwrite_output_dir." if self.output.replaces else f"--resume_from_checkpoint {LATEST}."
+        )
+
     def execute(self) -> Path:
-        """All stages in order."""
-        config = self.config
+        """All stages in order; nothing is left to do for a run that is finished."""
+        if self.output.state == "finished":
+            self.say(f"The run in {self.folder} is finished; nothing is left to do.")
+            return self.folder
+        with self.opened():
+            self.start_trackers()
+            self.stages()
+            self.accelerator.end_training()
+        self.say(f"\nThe erased pipeline is in {self.folder}; load it with DiffusionPipeline.from_pretrained.")
+        return self.folder
+
+    def stages(self) -> None:
+        """From the base model to the proof."""
         denoiser, data = self.prepare()
         before = {name: p.detach().clone() for name, p in denoiser.module.named_parameters()}
         with self.stage("mask"):
@@ -113,18 +180,22 @@ class Run:
             from .evaluate.proof import prove
 
             with self.stage("proof"):
-                table = prove(self.concepts, config, self.accelerator)
+                table = prove(self.concepts, self.config, self.accelerator, name=str(self.folder))
         if self.accelerator.is_main_process:
             self.finish(mask, history, table)
-        self.accelerator.end_training()
-        return config.output_dir
+
+    def start_trackers(self) -> None:
+        """Trackers write below the folder that the run writes to."""
+        if not self.config.report_to:
+            return
+        self.accelerator.project_configuration = project(self.config)
+        self.accelerator.init_trackers("erase", {k: str(v) for k, v in self.config.as_dict().items()})
 
     def prepare(self) -> tuple[Denoiser, TrainingData]:
         """Load the base and make or load the training data; what training does not need is released afterwards."""
         config = self.config
         with self.stage("load"):
-            self._open_output_dir()
-            self.base_hash = folder_hash(self.base)
+            self.base_hash = folder_hash(self.base, config.variant)
             denoiser = load_denoiser(
                 str(self.base),
                 resolution=config.resolution,
@@ -132,28 +203,22 @@ class Run:
                 variant=config.variant,
                 scope=config.scope,
             )
+            check_prompts_fit(denoiser, self.concepts)
         with self.stage("data"):
             data = build_training_data(denoiser, self.concepts, config, self.base_hash, self.accelerator)
             if METHODS[config.method].kind == "trained":
                 denoiser.release()
         return denoiser, data
 
-    def _open_output_dir(self) -> None:
-        if self.accelerator.is_main_process:
-            if self.config.overwrite_output_dir and self.checkpoint is None:
-                shutil.rmtree(self.config.output_dir, ignore_errors=True)
-            self.config.output_dir.mkdir(parents=True, exist_ok=True)
-            write_text(self.config.output_dir / CONFIG_FILE, yaml.safe_dump(self.config.as_dict(), sort_keys=False))
-        self.accelerator.wait_for_everyone()
-
     def mask(self, denoiser: Denoiser, data: TrainingData) -> SaliencyMask:
-        """Build the mask (or take the one of the run being resumed), save it and plot where it lies."""
+        """Build the mask (or take the one of the run that is continued), save it and plot where it lies."""
         path = self.config.output_dir / MASK_FILE
-        if self.checkpoint is not None and path.exists():
+        if self.output.state == "begun" and path.exists():
             mask = SaliencyMask.load(path)
         else:
             mask = build_mask(denoiser, data, self.concepts, self.config, self.base_hash, self.accelerator)
         mask.check(denoiser.module, self.base_hash)
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             mask.save(path)
             mask.plot(path.with_suffix(".png"))
@@ -172,12 +237,13 @@ class Run:
 
     def train(self, denoiser: Denoiser, data: TrainingData, mask: SaliencyMask) -> list[dict[str, float]]:
         """Train to the end, from the checkpoint that was asked for if any."""
-        identity = {
+        known = {
             "base": self.base_hash,
             "mask": weights_hash(mask.tensors.items(), torch.uint8),
-            "settings": settings_hash(self.config),
+            "data": data.sha256(),
+            "settings": json.dumps(self.identity, sort_keys=True),
         }
-        trainer = Trainer(denoiser, data, mask, self.config, self.accelerator, identity)
+        trainer = Trainer(denoiser, data, mask, self.config, self.accelerator, known)
         if self.checkpoint is not None:
             trainer.resume(self.checkpoint)
         return trainer.train()
@@ -188,36 +254,42 @@ class Run:
         round_to_variant(denoiser.module, config.variant)
         erased = {name: p.detach().cpu() for name, p in denoiser.module.named_parameters()}
         base = {name: weight.cpu() for name, weight in before.items()}
-        metadata = {"model": config.pretrained_model_name_or_path, "concept": ", ".join(config.concept)}
-        patch = make_patch(base, erased, denoiser.component, metadata)
+        patch = make_patch(base, erased, denoiser.component, patch_metadata(config, self.concepts, self.base_hash))
         export_pipeline(denoiser, self.base, config.output_dir, config.variant)
         if config.save_patch:
             save_patch(patch, config.output_dir / PATCH_FILE)
 
     def finish(self, mask: SaliencyMask, history: list[dict[str, float]], table: str) -> None:
         """Manifest, losses and model card; the checkpoints have served and go."""
-        config, folder = self.config, self.config.output_dir
-        write_json(folder / "losses.json", history)
-        index = json.loads((folder / "model_index.json").read_text())
-        write_json(folder / MANIFEST_FILE, self._manifest(mask, index["_class_name"]))
-        write_card(config, folder, index["_class_name"], self._results() if self.proved else table)
-        for checkpoint in list_checkpoints(folder):
-            shutil.rmtree(checkpoint.folder)
+        config, work = self.config, self.config.output_dir
+        write_json(work / LOSSES_FILE, history)
+        index = json.loads((work / "model_index.json").read_text(encoding="utf-8"))
+        manifest = self._manifest(mask, index["_class_name"])
+        write_json(work / MANIFEST_FILE, manifest)
+        results = markdown_table(_json(work / "metrics.json")) if self.proved else table
+        write_card(config, self.concepts, work, name=self.folder.name, index=index, results=results, made=manifest)
+        for checkpoint in list_checkpoints(work):
+            remove_checkpoint(checkpoint)
+        if config.report_to:
+            for path in (work / config.logging_dir).rglob("*"):
+                if path.is_file():
+                    note(path, grows=True)
         if self.proved:
-            self.say(f"The report: {write_report(folder)}")
-        self.say(f"\n{table}\n\nThe erased pipeline is in {folder}; load it with DiffusionPipeline.from_pretrained.")
-
-    def _results(self) -> str:
-        """The model card's table."""
-        return markdown_table(json.loads((self.config.output_dir / "metrics.json").read_text()))
+            write_report(work)
+        self.say(f"\n{table}")
+        if self.proved:
+            self.say(f"\nThe report: {self.folder / 'report.html'}")
 
     def _manifest(self, mask: SaliencyMask, pipeline_class: str) -> dict[str, Any]:
         packages = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
         return {
             "erase_version": __version__,
+            "date": now(),
+            "command": command_line(),
             "pipeline": pipeline_class,
             "method": self.config.method,
-            "base": self.config.pretrained_model_name_or_path,
+            "source": METHODS[self.config.method].source,
+            "base": public_name(self.config.pretrained_model_name_or_path),
             "base_sha256": self.base_hash,
             "concepts": [concept.name for concept in self.concepts],
             "anchors": {concept.name: sorted(set(concept.anchor)) for concept in self.concepts},
@@ -228,61 +300,57 @@ class Run:
             "device": str(self.accelerator.device),
             "packages": {name: version(name) for name in packages},
             "seconds": self.seconds,
+            "resumed": self.output.state == "begun" or self.checkpoint is not None,
             "peak_bytes": self.peak_bytes,
-            "command": " ".join(sys.argv),
+            "limits": list(LIMITS),
         }
 
 
-def settings_hash(config: EraseConfig) -> str:
-    """Hash of the settings that decide the weights."""
-    import hashlib
-
-    kept = {key: value for key, value in config.as_dict().items() if key not in NOT_IDENTITY}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+SMALLER = "Lower --train_batch_size or --data_batch_size, or turn --gradient_checkpointing on."
 
 
-def check_output_dir(config: EraseConfig) -> None:
-    """Refuse a folder that holds something else, or another run that was not asked to be resumed or replaced."""
-    folder = config.output_dir
-    if folder.is_file():
-        raise ValueError(f"output_dir {folder} is a file; give a folder.")
-    if not folder.is_dir() or not any(folder.iterdir()) or config.resume_from_checkpoint:
-        return
-    is_run = (folder / CONFIG_FILE).is_file()
-    if config.overwrite_output_dir and is_run:
-        return
-    if not is_run:
-        raise ValueError(f"output_dir {folder} holds files that no run of ours wrote; choose another --output_dir.")
-    raise ValueError(
-        f"output_dir {folder} holds another run. Choose another --output_dir, replace it with --overwrite_output_dir, "
-        "or go on with it: --resume_from_checkpoint latest."
-    )
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def check_tracker(name: str | None) -> None:
+    """ValueError for a tracker whose package is not installed: accelerate would leave it out without a word."""
+    available = [str(tracker.value) for tracker in get_available_trackers()]
+    if name and name != "all" and name not in available:
+        raise ValueError(
+            f"--report_to {name}: that tracker is unknown or not installed; available here: "
+            f"{', '.join(available) or 'none'}. pip install {name}"
+        )
+
+
+def project(config: EraseConfig) -> ProjectConfiguration:
+    """Where trackers write: below the folder that `config` names."""
+    return ProjectConfiguration(str(config.output_dir), str(config.output_dir / config.logging_dir))
 
 
 def run_accelerator(config: EraseConfig) -> Accelerator:
-    """The accelerator that `config` asks for, with its trackers."""
-    project = ProjectConfiguration(str(config.output_dir), str(config.output_dir / config.logging_dir))
+    """The accelerator that `config` asks for."""
     accelerator = make_accelerator(
         config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.report_to,
-        project_config=project,
+        project_config=project(config),
     )
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     set_seed(config.seed)
-    if config.report_to:
-        accelerator.init_trackers("erase", {k: str(v) for k, v in config.as_dict().items()})
     return accelerator
 
 
 def build_only_mask(config: EraseConfig) -> Path:
     """`erase mask`: data and mask, without training; returns the mask's file."""
-    run = Run(config)
-    denoiser, data = run.prepare()
-    with run.stage("mask"):
-        run.mask(denoiser, data)
-    return config.output_dir / MASK_FILE
+    run = Run(config, "mask")
+    if run.output.state != "finished":
+        with run.opened():
+            denoiser, data = run.prepare()
+            with run.stage("mask"):
+                run.mask(denoiser, data)
+    return run.folder / MASK_FILE
 
 
 __all__ = ["Concept", "Run", "build_only_mask", "erase"]

@@ -31,6 +31,7 @@ from .objectives import OBJECTIVES, Batch, Losses, Models
 from .optim import MaskedAdamW, clip_grad_norm, proximal_quantile, proximal_step
 from .saliency import SaliencyMask
 from .scopes import SCOPES
+from .stopping import Stopped, deferred
 
 logger = get_logger(__name__)
 
@@ -233,13 +234,17 @@ class Trainer:
             range(self.step, total), "erase", total, initial=self.step, disable=not self.accelerator.is_main_process
         )
         self.denoiser.module.train()
-        with attention_context(self.denoiser.device):
+        with attention_context(self.denoiser.device), deferred() as asked:
             for _ in bar:
                 losses = self._step()
                 bar.set_postfix({key: f"{value:.4f}" for key, value in losses.items()})
                 self.accelerator.log(losses, step=self.step)
-                if self.step % self.config.checkpointing_steps == 0 and self.step < total:
+                stop = self._stop(asked())
+                # The last step too: what comes after it may be stopped as well.
+                if stop or self.step % self.config.checkpointing_steps == 0 or self.step == total:
                     self.save()
+                if stop:
+                    raise stop
         self.denoiser.module.eval()
         if self.config.lora_rank:
             from .adapters import merge_adapter, save_adapter
@@ -248,6 +253,14 @@ class Trainer:
                 save_adapter(self.trainable, self.config.output_dir, self.denoiser.component)
             merge_adapter(self.denoiser.module)
         return self.history
+
+    def _stop(self, asked: Stopped | None) -> Stopped | None:
+        """What somebody stopped this process with, or any other: all of them stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        if asked:
+            self.accelerator.set_trigger()
+        return (asked or Stopped()) if self.accelerator.check_trigger() else None
 
     def _step(self) -> dict[str, float]:
         batches = list(step_batches(self.denoiser, self.data, self.config, self.step, self.accelerator))

@@ -18,7 +18,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from erase import EraseConfig, SaliencyMask, apply_patch, devices, erase, remove_patch
+from erase import EraseConfig, SaliencyMask, apply_patch, devices, erase, load_concepts, remove_patch
 from erase.patch import PATCH_FILE
 from erase.run import MASK_FILE, build_only_mask
 from tiny import FAMILIES
@@ -133,7 +133,7 @@ def test_unchanged_components_are_copied_byte_for_byte(config: Callable[..., Era
             assert (out / name).read_bytes() == path.read_bytes(), name
     expected = {"README.md", "config.yaml", "manifest.json", "losses.json", MASK_FILE, "mask.png", PATCH_FILE}
     assert expected <= {path.name for path in out.iterdir()}
-    assert not list(out.glob("checkpoint-*")) and not (out / ".export").exists()
+    assert not list(out.glob("checkpoint-*")) and not (out / ".erase" / "export").exists()
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -183,9 +183,26 @@ def stopped(config: Callable[..., EraseConfig], interrupt: Callable[[EraseConfig
     return settings | {"resume_from_checkpoint": "latest"}
 
 
-def test_resume_refuses_another_runs_checkpoint(config: Callable[..., EraseConfig], stopped: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="belongs to another run"):
+def test_a_refused_resume_names_the_settings_and_changes_nothing(
+    config: Callable[..., EraseConfig], stopped: dict[str, Any], tmp_path: Path
+) -> None:
+    before = contents(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.001 there, 0\.002 now"):
         erase(config(learning_rate=2e-3, **stopped))
+    assert contents(tmp_path / "out") == before
+
+
+def test_another_runs_checkpoint_is_refused_by_its_settings(
+    config: Callable[..., EraseConfig], stopped: dict[str, Any], tmp_path: Path
+) -> None:
+    taken = stopped | {"resume_from_checkpoint": str(tmp_path / "out" / "checkpoint-2"), "output_dir": tmp_path / "b"}
+    with pytest.raises(ValueError, match=r"belongs to another run:\n  alpha: 0\.1 there, 0\.2 now"):
+        erase(config(alpha=0.2, **taken))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_truncated_checkpoint_is_refused(
@@ -262,7 +279,10 @@ def test_folder_of_pictures_replaces_generated_ones(config: Callable[..., EraseC
     (tmp_path / "pictures").mkdir()
     for index in range(3):
         Image.new("RGB", (40, 30), (80 * index, 10, 10)).save(tmp_path / "pictures" / f"{index}.png")
-    out = erase(config(concept_data_dir=tmp_path / "pictures"))
+    with pytest.raises(ValueError, match=r"3 pictures in .* have no captions.*--concept_data_prompt"):
+        erase(config(concept_data_dir=tmp_path / "pictures"))
+    prompt = load_concepts(["imagenette/church"])[0].forget[0]
+    out = erase(config(concept_data_dir=tmp_path / "pictures", concept_data_prompt=prompt))
     assert (out / "data_concept.png").is_file()
 
 

@@ -1,6 +1,5 @@
 """The proof of a run on the canvas: base and erased drawn at the same held-out seeds, judged, counted and shown."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from accelerate import Accelerator
 
 from ..concepts import Concept
 from ..config import CANVAS, EraseConfig
+from ..files import copy
 from .canvas import CanvasMetric
 from .evaluation import GRID_FILE, METRICS_FILE, Evaluation
 from .pipelines import ModelSource
@@ -42,14 +42,19 @@ def canvas_evaluation(
     )
 
 
-def prove(concepts: Sequence[Concept], config: EraseConfig, accelerator: Accelerator) -> str:
-    """Score base and erased into output_dir/evaluation, metrics.json and grid.png beside it; returns the table."""
+def prove(concepts: Sequence[Concept], config: EraseConfig, accelerator: Accelerator, name: str) -> str:
+    """Score base and erased into output_dir/evaluation, metrics.json and grid.png beside it; returns the table.
+
+    name: what the report calls the erased model.
+    """
     out = config.output_dir
-    counts = {"num_target_images": config.num_target_images, "num_retain_images": config.num_kept_images}
+    counts = {"num_target_images": config.num_target_images, "num_kept_images": config.num_kept_images}
     models: dict[str, str | Path] = {"base": CANVAS, "erased": out}
     folder = out / EVALUATION_DIR
-    table = canvas_evaluation(concepts, models, folder, config.data_cache_dir, accelerator, CANVAS, **counts).run()
+    evaluation = canvas_evaluation(concepts, models, folder, config.data_cache_dir, accelerator, CANVAS, **counts)
+    named = {"erased": ModelSource(pretrained_model_name_or_path=str(out), name=name)}
+    table = replace(evaluation, models={**evaluation.models, **named}).run()
     if accelerator.is_main_process:
-        for name in (METRICS_FILE, GRID_FILE):
-            shutil.copyfile(folder / name, out / name)
+        for file in (METRICS_FILE, GRID_FILE):
+            copy(folder / file, out / file)
     return table
