@@ -160,7 +160,7 @@ class Run:
         with self.opened():
             self.start_trackers()
             self.stages()
-            self.accelerator.end_training()
+        self.accelerator.end_training()
         self.say(f"\nThe erased pipeline is in {self.folder}; load it with DiffusionPipeline.from_pretrained.")
         return self.folder
 
