@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .classifiers.run import classify
+    from .classifiers.forget import classify
     from .concepts import Concept, load_concepts
     from .config import EraseConfig
     from .models import Denoiser, load_denoiser
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "classify": "classifiers.run",
+    "classify": "classifiers.forget",
     "erase": "run",
     "EraseConfig": "config",
     "Concept": "concepts",

@@ -2,14 +2,18 @@
 
 import difflib
 import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from . import __version__
 from .config import EraseConfig
 from .inputs import check_erase, check_evaluate, check_generate, need_file, need_folder
 from .parsing import is_main_process, parse, run_function, value_of
@@ -32,7 +36,9 @@ DESCRIPTION = """Concept erasure for text-to-image diffusion models.
   erase completion print what a shell needs to complete commands and flags
   erase --version  the versions of this package and of those below it
 
-`erase COMMAND --help` lists every flag; --print_config prints the settings of a command as YAML for its --config. First try: erase train --pretrained_model_name_or_path canvas --concept cat
+`erase COMMAND --help` lists every flag; with --print_config a command prints its settings, as YAML for its --config.
+
+First try: erase train --pretrained_model_name_or_path canvas --concept cat
 """
 
 
@@ -51,6 +57,7 @@ def patch(
         output_dir: where the patched pipeline is written; must not exist.
         strength: 1 is the erased model, 0 the base; between and beyond interpolate.
     """
+    need_file("patch_file", patch_file)
     from .export import export_pipeline
     from .models import load_denoiser, resolve_model
     from .patch import apply_patch, load_patch
@@ -72,6 +79,7 @@ def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
     Args:
         folder: output_dir of `erase train` or `erase evaluate`.
     """
+    need_folder("folder", folder)
     from .report import write_report
 
     print(f"The report: {write_report(folder)}")
@@ -94,11 +102,13 @@ def statistics(
         encoder: another network instead, a transformers vision model by hub id or folder (then it is not FID).
         data_cache_dir: where the features are kept, so that they are made once.
     """
+    need_folder("pictures", pictures)
+    need_file("--inception_weights", inception_weights)
+    if output_file.suffix != ".npz" or output_file.exists():
+        raise ValueError(f"{output_file} must be a new file that ends in .npz.")
     from .evaluate.encoders import EncoderScorer, InceptionScorer
     from .evaluate.fidelity import Reference, write_statistics
 
-    if output_file.suffix != ".npz" or output_file.exists():
-        raise ValueError(f"{output_file} must be a new file that ends in .npz.")
     scorer = EncoderScorer(encoder) if encoder else InceptionScorer(inception_weights)
     scorer.fingerprint()
     moments = Reference(pictures, data_cache_dir).moments(scorer)
@@ -110,8 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `erase`; expected errors are one message and exit status 2, a stop one line and the signal's."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (tokens[0], tokens[1:]) if tokens else ("--help", [])
-    if command in ("-h", "--help"):
-        print(DESCRIPTION)
+    print_anything()
+    if command in ("-h", "--help", "--version"):
+        if is_main_process():
+            print(versions() if command == "--version" else DESCRIPTION)
         return
     # Without torchvision, transformers warns at import about image processors that no denoiser needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -124,6 +136,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Stopped as stop:
         print(f"\nerase: {stop}", file=sys.stderr)
         sys.exit(stop.status)
+
+
+def print_anything() -> None:
+    """A console or pipe whose encoding lacks a sign that is printed, such as ≥ in cp1252, gets a ? in its place."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def versions() -> str:
+    """What a report of a fault should name, in a line."""
+    below = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "accelerate"))
+    return f"diffusers-erase {__version__} (Python {platform.python_version()}, {below})"
 
 
 def _dispatch(command: str, rest: list[str]) -> None:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from erase.classifiers.config import ClassifyConfig
 from erase.classifiers.methods import METHODS
 from erase.classifiers.run import Task
-from erase.classifiers.table import FLOOR, ORIGINAL, REFERENCE
+from erase.classifiers.settings import FLOOR, ORIGINAL, REFERENCE
 from erase.files import write_json, write_text
 
 DATASETS = ("digits", "canvas-pictures")

@@ -6,8 +6,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from erase.classifiers.metrics import spread
-from erase.classifiers.table import FLOOR, ORIGINAL, REFERENCE, as_markdown, gaps, methods_in, of_method
+from erase.classifiers.metrics import spread, spread_text
+from erase.classifiers.settings import FLOOR, ORIGINAL, REFERENCE
+from erase.classifiers.table import as_markdown, gaps, methods_in, of_method
 from erase.plots import svg_text
 
 Row = dict[str, Any]
@@ -71,8 +72,7 @@ def summary(rows: Sequence[Row]) -> str:
     for method in overall(columns):
         cells = []
         for part in columns.values():
-            mean, sd = spread(gaps(part, method))
-            shown = f"{mean:.2f} ± {sd:.2f}"
+            shown = spread_text(gaps(part, method))
             first = next(m for m in ranked(part) if m != FLOOR)
             cells.append(f"**{shown}**" if method == first else shown)
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
@@ -115,8 +115,8 @@ def masks(rows: Sequence[Row]) -> str:
             "|---" * (1 + len(settings)) + "|",
         ]
         for block in next(iter(settings.values()))[0]["blocks"]:
-            shares = [spread([row["blocks"][block] for row in part]) for part in settings.values()]
-            lines.append(f"| `{block}` | " + " | ".join(f"{mean:.1f} ± {sd:.1f}" for mean, sd in shares) + " |")
+            shares = [spread_text([row["blocks"][block] for row in part], 1) for part in settings.values()]
+            lines.append(f"| `{block}` | " + " | ".join(shares) + " |")
         lines.append("")
     return (
         "## Where it lives\n\nShare of each block's weights in `salun`'s mask, in %, mean ± standard deviation over "
@@ -145,7 +145,8 @@ def as_plot(rows: Sequence[Row]) -> str:
         for at, name in enumerate(names):
             mean, sd = spread(gaps(part, name))
             colour = "#c0392b" if name.startswith("salun") else "#777777" if name == FLOOR else "#1f5fa8"
-            axes.plot([max(mean - sd, 0.03), mean + sd], [at, at], color=colour, linewidth=1.5)
+            if sd is not None:
+                axes.plot([max(mean - sd, 0.03), mean + sd], [at, at], color=colour, linewidth=1.5)
             axes.plot([max(mean, 0.03)], [at], "o", color=colour, markersize=6 if name == "salun-smoothed" else 4.5)
         axes.set_xscale("log")
         axes.set_xlim(0.03, 90)

@@ -25,9 +25,10 @@ from torch import nn
 
 from erase.classifiers.config import preset
 from erase.classifiers.examples import Examples
-from erase.classifiers.methods import OWN_MASK, ForgetSettings
+from erase.classifiers.forget import forgotten
 from erase.classifiers.metrics import gap, score
-from erase.classifiers.run import Task, forgotten
+from erase.classifiers.run import Task
+from erase.classifiers.settings import ForgetSettings, own_mask
 from erase.classifiers.table import REFERENCE
 from erase.files import append_lines, read_json_lines, write_text
 
@@ -115,7 +116,7 @@ def timed(
     task: Task, method: str, settings: Trial, model: nn.Module, parts: tuple[Examples, Examples], seed: int
 ) -> tuple[dict[str, float], float]:
     """Rates of a trial and the seconds that the processor spent on it, whatever else the machine did."""
-    values: dict[str, Any] = {"batch_size": task.config.training().batch_size, "mask": OWN_MASK.get(method, "none")}
+    values: dict[str, Any] = {"batch_size": task.config.training().batch_size, "mask": own_mask(method)}
     job = task.job(ForgetSettings(**values | settings), copy.deepcopy(model), parts, seed + 1)
     started = time.process_time()
     done = forgotten(job, method)

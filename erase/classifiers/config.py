@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import tyro
 import yaml
 
 from ..config import CONFIGS_DIR
-from .methods import OWN_MASK, ForgetSettings, MaskName, MethodName
-from .table import FLOOR
-from .training import TrainSettings
+from ..inputs import need_either, need_mask, need_name
+from .settings import DESCRIPTIONS, ForgetSettings, ScoreName, TrainSettings, own_mask
 
 OVERRIDES = ("learning_rate", "epochs", "batch_size", "mask", "density", "mask_score")
 TRAIN_OVERRIDES = ("epochs", "learning_rate", "batch_size")
@@ -60,7 +59,7 @@ class ClassifyConfig:
     none for the others; retrain never has one."""
     density: float | None = None
     """Share of the weights that a mask lets change, in (0, 1]."""
-    mask_score: str | None = None
+    mask_score: ScoreName | None = None
     """Saliency of a weight: gradient, fisher or snip."""
     learning_rate: float | None = None
     """Of the methods, instead of the data set's own setting for each."""
@@ -116,7 +115,7 @@ def method_settings(dataset: str, setting: str, method: str, given: Mapping[str,
     """What configs/classify has for a method, a data set and a kind of forget set; `given` on top, None being unset."""
     own = preset(dataset)
     kind = setting if setting in own else "random-50" if _share_of(setting) >= MANY else "random-10"
-    values: dict[str, Any] = {"batch_size": own["training"]["batch_size"], "mask": OWN_MASK.get(method, "none")}
+    values: dict[str, Any] = {"batch_size": own["training"]["batch_size"], "mask": own_mask(method)}
     values |= own["methods"].get(method, {}) | own.get(kind, {}).get(method, {}) | _named(given or {})
     if method.startswith("retrain"):
         values["mask"] = "none"
@@ -125,9 +124,10 @@ def method_settings(dataset: str, setting: str, method: str, given: Mapping[str,
 
 def preset(dataset: str) -> dict[str, Any]:
     """configs/classify/default.yaml with the data set's own file on top, where there is one."""
-    values = yaml.safe_load((CONFIGS_DIR / "classify" / "default.yaml").read_text())
+    values = yaml.safe_load((CONFIGS_DIR / "classify" / "default.yaml").read_text(encoding="utf-8"))
     own = CONFIGS_DIR / "classify" / f"{dataset}.yaml"
-    return values | (yaml.safe_load(own.read_text()) if "/" not in dataset and own.is_file() else {})
+    is_own = "/" not in dataset and own.is_file()
+    return values | (yaml.safe_load(own.read_text(encoding="utf-8")) if is_own else {})
 
 
 def _share_of(setting: str) -> float:
@@ -140,10 +140,10 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(config: ClassifyConfig) -> None:
     """Refuse what cannot work before anything is loaded."""
-    known = (*get_args(MethodName), FLOOR)
-    unknown = [method for method in config.methods if method not in known]
-    if unknown or not config.methods:
-        raise ValueError(f"methods must be of {', '.join(known)}; got {', '.join(unknown) or 'none'}.")
+    if not config.methods:
+        raise ValueError(f"No method given; there are {', '.join(DESCRIPTIONS)}.")
+    for method in config.methods:
+        need_name("method", method, DESCRIPTIONS)
     named = {name: getattr(config, name) for name in ("forget_fraction", "forget_class", "forget_indices")}
     if sum(value is not None for value in named.values()) != 1:
         given = ", ".join(f"--{name} {value}" for name, value in named.items() if value is not None) or "none of them"
@@ -155,7 +155,8 @@ def _check(config: ClassifyConfig) -> None:
     for name in ("seeds", "processes"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
-    if config.mask not in (None, *get_args(MaskName)) and not Path(config.mask).is_file():
-        raise ValueError(f"mask must be salient, random, none or a mask file; there is no file {config.mask}.")
+    need_mask(config.mask)
+    if Path(config.dataset).suffix == ".npz" or Path(config.dataset).is_absolute():
+        need_either("--dataset", Path(config.dataset))
     for method in config.methods:
         config.settings_of(method)

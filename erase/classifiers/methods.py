@@ -7,85 +7,21 @@ leaves out keeps its bits.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from ..optim import MaskedSGD, proximal_quantile, proximal_step
-from ..saliency import SaliencyMask, Score, saliency_scores
+from ..saliency import SaliencyMask, saliency_scores
 from .boundary import expanded, narrowed, nearest_wrong_labels
 from .examples import Examples
 from .influence import influence
 from .nets import fresh, logits_of
+from .settings import ForgetSettings, MaskName, TrainSettings
 from .smoothing import smoothed_targets
-from .training import Batch, TrainSettings, batches, descend, share_of, train
-
-MethodName = Literal[
-    "retrain", "ft", "ga", "rl", "salun", "salun-soft", "iu", "boundary-expand", "boundary-shrink", "l1-sparse",
-    "salun-smoothed",
-]  # fmt: skip
-MaskName = Literal["salient", "random", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForgetSettings:
-    """What a method can be told; each reads what it needs."""
-
-    learning_rate: float = 0.01
-    """Of SGD; constant over the run."""
-    epochs: float = 10
-    """Passes over the forget set, and over the retain set where a method reads it; of 1.5, the second is half a one."""
-    batch_size: int = 256
-    """Examples a step."""
-    momentum: float = 0.9
-    """Of SGD, in [0, 1)."""
-    weight_decay: float = 5e-4
-    """Of SGD."""
-    mask: str = "none"
-    """Which weights may change: salient (SalUn's), random (as many), none (all may), or a mask file."""
-    density: float = 0.5
-    """Share of the weights that a mask lets change, in (0, 1]."""
-    mask_score: Score = "gradient"
-    """Saliency of a weight: |Σ gradients|, Σ |gradient| of a batch, or |weight × Σ gradients|."""
-    mask_examples: int | None = None
-    """Forgotten examples, drawn at random, that saliency is measured on; None: all."""
-    frozen_layers: int = 0
-    """How many of the first layers stay as they are whatever the mask: a step is quicker without their gradients."""
-    soft_quantile: float = 0.5
-    """salun-soft: the quantile of |change| that is thresholded away at first; it falls to 0 over the run."""
-    l1: float = 5e-4
-    """l1-sparse: α in α (1 − e/E) ‖θ‖₁."""
-    step_length: float = 0.1
-    """iu: α, how far along H⁻¹ ∇ the weights go."""
-    damping: float = 0.01
-    """iu: λ, what is added to the Fisher matrix's diagonal, above 0."""
-    fisher_examples: int = 100
-    """iu: retained examples that the Fisher matrix is made of; memory is examples × classes × weights × 4 bytes."""
-    fgsm: float = 0.1
-    """boundary-shrink: ε of the step that finds the nearest wrong class, in units of the network's inputs."""
-    noise: float = 0.4
-    """salun-smoothed: σ of the surroundings that the targets are averaged over, in units of the network's inputs."""
-    copies: int = 8
-    """salun-smoothed: noisy copies of each example that its target is the mean of."""
-    mistaken: float = 0.1
-    """salun-smoothed: share of the forget set that is named wrongly, in [0, 1]: the test error; 1 for a whole class."""
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "epochs", "batch_size", "damping", "fisher_examples", "fgsm", "step_length",
-                     "noise", "copies", "mask_examples"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0, got {value}.")
-        if not 0 < self.density <= 1 or not 0 <= self.mistaken <= 1:
-            raise ValueError(
-                f"density must be a share in (0, 1] and mistaken one in [0, 1]; got {self.density}, {self.mistaken}."
-            )
-        if not 0 <= self.momentum < 1 or not 0 <= self.soft_quantile <= 1:
-            raise ValueError(f"Expected momentum in [0, 1) and soft_quantile in [0, 1]; got {self}.")
-        if self.weight_decay < 0 or self.l1 < 0 or self.frozen_layers < 0:
-            raise ValueError(f"weight_decay, l1 and frozen_layers must be at least 0; got {self}.")
+from .training import Batch, batches, descend, share_of, train
 
 
 @dataclass(kw_only=True)
@@ -268,8 +204,6 @@ METHODS: dict[str, Callable[[Job], nn.Module]] = {
     "salun-smoothed": smoothed,
 }
 SALIENCY_BATCH = 256
-OWN_MASK = {"salun": "salient", "salun-smoothed": "salient"}
-"""Methods that are what they are by their mask; the others have none unless one is asked for."""
 
 
 def make_mask(job: Job) -> SaliencyMask | None:

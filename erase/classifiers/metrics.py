@@ -79,6 +79,11 @@ def gap(rates: Mapping[str, float], reference: Mapping[str, float]) -> float:
     return fmean(abs(rates[key] - reference[key]) for key in RATES)
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (of the sample; 0 for one value)."""
-    return fmean(values), stdev(values) if len(values) > 1 else 0.0
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation of the sample, which one value alone does not have."""
+    return fmean(values), stdev(values) if len(values) > 1 else None
+
+
+def spread_text(values: Sequence[float], digits: int = 2) -> str:
+    """`98.21 ± 0.40`; of one value `98.21`."""
+    return " ± ".join(f"{figure:.{digits}f}" for figure in spread(values) if figure is not None)

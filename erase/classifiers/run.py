@@ -1,136 +1,104 @@
 """One run of `erase classify`: train a model for each seed, let each method forget, score, write the table."""
 
 import copy
-import json
-import shutil
+import hashlib
+import multiprocessing
+import signal
 import sys
-import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..config import plain_values
-from ..files import append_lines, read_json_lines, write_json, write_text
+from ..files import append_lines, file_sha256, read_json_lines, write_json, write_text
+from ..ledger import Ledger, keeping
+from ..output import Claim, Output, find
 from ..saliency import SaliencyMask
+from ..stopping import explained
 from .config import ClassifyConfig
-from .examples import Examples, as_examples, check_split, forget_rows
-from .methods import METHODS, OWN_MASK, ForgetSettings, Job, make_mask
+from .examples import Examples, check_split, forget_rows
+from .forget import Forgotten, forgotten
+from .methods import Job, make_mask
 from .metrics import score
 from .nets import ARCHITECTURES, build, load_classifier, num_classes_of, save_classifier
+from .settings import FLOOR, ORIGINAL, REFERENCE, ForgetSettings
 from .sources import load_source
-from .table import FLOOR, ORIGINAL, REFERENCE, as_markdown, as_svg
-from .training import TrainSettings, train
+from .table import as_markdown, as_svg
+from .training import train
 
-ROWS_FILE, CONFIG_FILE, TABLE_FILE, PLOT_FILE = "rows.jsonl", "classify-config.json", "classify.md", "classify.svg"
+ROWS_FILE, CONFIG_FILE, TABLE_FILE, PLOT_FILE = "rows.jsonl", "config.yaml", "classify.md", "classify.svg"
 RESULT_FILE, MASK_FILE = "classify.json", "mask.safetensors"
 FLOOR_SEED = 10_000
 """What the second retraining's seed is more than the first's."""
 NOT_IDENTITY = ("output_dir", "overwrite_output_dir", "processes", "methods", "seeds", "seed", "save_models")
+INPUTS = ("dataset", "model", "mask", "forget_indices")
+SMALLER = "Lower --processes or --batch_size."
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Forgotten:
-    """What `classify` returns."""
-
-    model: nn.Module
-    """The model without what it was to forget; the one that was given is as it was."""
-    mask: SaliencyMask | None
-    """Which weights could change; None for all."""
-    seconds: float
-    """Run time: mask and method."""
-    rates: dict[str, float] | None
-    """ua, ra, ta and mia in per cent; None without a test set."""
-
-
-def classify(
-    model: nn.Module,
-    forget: Any,
-    retain: Any,
-    *,
-    test: Any = None,
-    method: str = "salun",
-    seed: int = 0,
-    training: TrainSettings | None = None,
-    **settings: Any,
-) -> Forgotten:
-    """Make a classifier forget; for a `torch.nn.Module` or transformers model that gives logits (arXiv 2310.12508).
-
-    forget, retain, test: Examples, (inputs, labels) arrays, a datasets.Dataset, a torch dataset, or a folder with a
-    folder of pictures a class. method: a key of METHODS. settings: fields of ForgetSettings, such as learning_rate,
-    epochs, mask ("salient", "random", "none", a file) and density; a method that has a mask of its own has it unless
-    told otherwise. training: for `retrain`. Raises ValueError for sets that overlap, are empty, hold NaN or labels that
-    the model's logits do not have.
-    """
-    if method not in METHODS:
-        raise ValueError(f"Unknown method {method!r}: expected one of {', '.join(METHODS)}.")
-    parts = [as_examples(part, name) for part, name in ((forget, "forget"), (retain, "retain"), (test, "test")) if
-             part is not None]  # fmt: skip
-    count = num_classes_of(model, parts[0])
-    check_split(parts[0], parts[1], count)
-    values: dict[str, Any] = {"mask": OWN_MASK.get(method, "none")} | settings
-    job = Job(
-        model=copy.deepcopy(model), forget=parts[0], retain=parts[1], num_classes=count,
-        settings=ForgetSettings(**values), training=training or TrainSettings(), seed=seed,
-    )  # fmt: skip
-    done = forgotten(job, method)
-    if test is None:
-        return done
-    return replace(done, rates=score(done.model, parts[0], parts[1], parts[2], seed, _whole_class(*parts[:2])))
-
-
-def forgotten(job: Job, method: str) -> Forgotten:
-    """Mask and method, timed; the job's model is spent. RuntimeWarning where the weights are not finite any more."""
-    started = time.perf_counter()
-    mask = make_mask(job)
-    job.masks = mask.tensors if mask else None
-    model = METHODS[method](job)
-    seconds = time.perf_counter() - started
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
-        warnings.warn(f"{method} diverged with seed {job.seed}: lower its learning rate.", RuntimeWarning, stacklevel=2)
-    return Forgotten(model=model, mask=mask, seconds=seconds, rates=None)
-
-
-def _whole_class(forget: Examples, retain: Examples) -> int | None:
-    """The class that is forgotten as a whole, if it is one."""
-    label = int(forget.labels[0])
-    whole = bool((forget.labels == label).all()) and not bool((retain.labels == label).any())
-    return label if whole else None
-
-
 def run_classify(config: ClassifyConfig) -> Path:
-    """Run what `config` says and return output_dir; a run that was cut off goes on with the next seed."""
+    """Run what `config` says and return output_dir; a run that was cut off continues with the row that it lacks."""
     task = Task(config)
     task.seed_set(config.seed)  # whatever is wrong with data, model or forget set shows before any training
-    _open_output_dir(config)
-    folder, path = config.output_dir, config.output_dir / ROWS_FILE
-    rows = read_json_lines(path) if path.exists() else []
-    done = {(row["method"], row["seed"]) for row in rows}
-    seeds = range(config.seed, config.seed + config.seeds)
-    wanted = {seed: [m for m in config.methods if (m, seed) not in done] for seed in seeds}
-    left = {seed: names for seed, names in wanted.items() if names}
-    for made in _all_seeds(config, left):
-        append_lines(path, made)
-        rows += made
-    # A seed that methods were added to has its original scored twice.
+    output = _output("classify", task)
+    with explained(lambda: _kept(output.work), SMALLER), output.writing() as work:
+        write_text(work / CONFIG_FILE, yaml.safe_dump(plain_values(config), sort_keys=False))
+        config = replace(config, output_dir=work)
+        path = work / ROWS_FILE
+        rows = read_json_lines(path) if path.exists() else []
+        for row in _missing(config, rows):
+            append_lines(path, [row])
+            rows.append(row)
+        table = _write_table(config, rows)
+    print(f"\n{table}\nTable, plot, rows and models: {output.claim.folder}", file=sys.stderr)
+    return output.claim.folder
+
+
+def _output(command: str, task: "Task") -> Output:
+    """The folder that the command may write to: an empty one, or one that holds rows of the same settings."""
+    config = task.config
+    claim = Claim(
+        folder=config.output_dir, command=command, settings=task.identity(), overwrite=config.overwrite_output_dir,
+        inputs={name: getattr(config, name) for name in INPUTS},
+    )  # fmt: skip
+    output = find(claim)
+    output.refuse_other()
+    return output
+
+
+def _kept(work: Path) -> str:
+    rows = read_json_lines(work / ROWS_FILE) if (work / ROWS_FILE).exists() else []
+    return f"Kept: {len(rows)} rows of the table. The same command continues with the next."
+
+
+def _write_table(config: ClassifyConfig, rows: list[Row]) -> str:
+    """classify.json, the plot and the table, which is returned, of the methods and seeds that were asked for."""
+    # A seed that is continued has its original scored twice.
     once = {(row["method"], row["seed"]): row for row in rows}.values()
-    rows = [r for r in once if r["seed"] in seeds and r["method"] in (ORIGINAL, *config.methods)]
-    write_json(folder / RESULT_FILE, rows)
+    wanted = (ORIGINAL, *config.methods)
+    rows = [row for row in once if row["seed"] in _seeds(config) and row["method"] in wanted]
+    rows.sort(key=lambda row: (row["seed"], wanted.index(row["method"])))
+    write_json(config.output_dir / RESULT_FILE, rows)
     title = f"{config.dataset}, {forgets(config)}, {config.architecture()}"
     table = as_markdown(rows, title)
-    write_text(folder / TABLE_FILE, table)
-    write_text(folder / PLOT_FILE, as_svg(rows, title))
-    print(f"\n{table}\nTable, plot, rows and models: {folder}", file=sys.stderr)
-    return folder
+    write_text(config.output_dir / TABLE_FILE, table)
+    write_text(config.output_dir / PLOT_FILE, as_svg(rows, title))
+    return table
+
+
+def _seeds(config: ClassifyConfig) -> range:
+    return range(config.seed, config.seed + config.seeds)
 
 
 def forgets(config: ClassifyConfig) -> str:
@@ -140,24 +108,54 @@ def forgets(config: ClassifyConfig) -> str:
     return f"class {config.forget_class}" if config.forget_class is not None else "given rows"
 
 
-def _all_seeds(config: ClassifyConfig, left: dict[int, list[str]]) -> Iterator[list[Row]]:
-    """Rows of one seed after the other, as they come in."""
-    bar = tqdm(total=len(left), desc="classify", unit="seed")
-    if config.processes == 1:
-        for seed, names in left.items():
-            yield Task(config).run(seed, names)
+def _missing(config: ClassifyConfig, rows: list[Row]) -> Iterator[Row]:
+    """The rows of every seed that are not there yet, as they are made."""
+    done = {(row["method"], row["seed"]) for row in rows}
+    wanted = {seed: [m for m in config.methods if (m, seed) not in done] for seed in _seeds(config)}
+    left = {seed: names for seed, names in wanted.items() if names}
+    with tqdm(total=sum(1 + len(names) for names in left.values()), desc="classify", unit="model") as bar:
+        for row in _in_turn(config, left, bar) if config.processes == 1 else _at_once(config, left):
             bar.update()
-        return
+            yield row
+
+
+def _in_turn(config: ClassifyConfig, left: dict[int, list[str]], bar: Any) -> Iterator[Row]:
+    for seed, names in left.items():
+        bar.set_postfix_str(f"seed {seed}: {', '.join(names)}")
+        yield from Task(config).run(seed, names)
+
+
+def _at_once(config: ClassifyConfig, left: dict[int, list[str]]) -> Iterator[Row]:
+    """Rows of one seed after the other, `processes` seeds at work."""
     # Forked processes would inherit torch's threads in a state that they cannot use.
-    with ProcessPoolExecutor(config.processes, mp_context=get_context("spawn")) as pool:
-        for made in pool.map(_one_seed, [config] * len(left), left.keys(), left.values()):
-            yield made
-            bar.update()
+    pool = ProcessPoolExecutor(config.processes, get_context("spawn"), initializer=_leave_ctrl_c)
+    with pool, _ended_with_us():
+        try:
+            for made in pool.map(_one_seed, [config] * len(left), left.keys(), left.values()):
+                yield from made
+        except BrokenProcessPool as error:
+            raise MemoryError("one of the processes was ended by the system, most likely for want of memory") from error
+
+
+def _leave_ctrl_c() -> None:
+    """Ctrl-C is the main process's, which ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _ended_with_us() -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
 
 
 def _one_seed(config: ClassifyConfig, seed: int, names: list[str]) -> list[Row]:
     torch.set_num_threads(1)
-    return Task(config).run(seed, names)
+    with keeping(Ledger(config.output_dir)):
+        return list(Task(config).run(seed, names))
 
 
 class Task:
@@ -199,21 +197,31 @@ class Task:
             self.test_set = replace(self.test_set, normalization=normalization)
         return model.to(self.device).eval()
 
-    def run(self, seed: int, methods: list[str], model: nn.Module | None = None) -> list[Row]:
+    def run(self, seed: int, methods: list[str], model: nn.Module | None = None) -> Iterator[Row]:
         """One row for the model as it was and one for each method; `model` is what `original(seed)` gives."""
         model = model or self.original(seed)
         forget, retain = self.seed_set(seed)
         check_split(forget, retain, num_classes_of(model, forget), overlap=False)
-        rows = [self._row(ORIGINAL, seed, score(model, forget, retain, self.test_set, seed, self.label))]
+        yield self._row(ORIGINAL, seed, score(model, forget, retain, self.test_set, seed, self.label))
         for name in methods:
             method, shift = (REFERENCE, FLOOR_SEED) if name == FLOOR else (name, 0)
             job = self.job(self.config.settings_of(name), copy.deepcopy(model), (forget, retain), seed + 1 + shift)
             done = forgotten(job, method)
             rates = score(done.model, forget, retain, self.test_set, seed, self.label)
-            rows.append(self._row(name, seed, rates, done))
             if seed == self.config.seed and self.config.save_models:
                 self._save(name, done)
-        return rows
+            yield self._row(name, seed, rates, done)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the rows: settings, and the bytes of data and files that they only name."""
+        plain = {key: value for key, value in plain_values(self.config).items() if key not in NOT_IDENTITY}
+        digest = hashlib.sha256()
+        for part in (self.train_set, self.test_set):
+            for tensor in (part.inputs, part.labels):
+                digest.update(tensor.contiguous().numpy())
+        paths = {name: Path(value) for name in INPUTS[1:] if (value := getattr(self.config, name)) is not None}
+        named = {f"{name}_sha256": _sha256(path) for name, path in paths.items() if path.exists()}
+        return plain | {"data_sha256": digest.hexdigest()} | named
 
     def job(self, settings: ForgetSettings, model: nn.Module, parts: tuple[Examples, Examples], seed: int) -> Job:
         """The job of a model with this data set's classes and training."""
@@ -249,8 +257,14 @@ def _source(dataset: str, label_column: str | None) -> tuple[Examples, Examples,
     return load_source(dataset, label_column)
 
 
+def _sha256(path: Path) -> str:
+    """Of a file, or of the weights in a model's folder."""
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
+
+
 def _numbers(path: Path) -> list[int]:
-    words = path.read_text().split()
+    words = path.read_text(encoding="utf-8").split()
     wrong = next((word for word in words if not word.isdigit()), None)
     if wrong is not None or not words:
         raise ValueError(f"{path} must hold one row number a line, got {wrong or 'an empty file'!r}.")
@@ -261,33 +275,13 @@ def build_classifier_mask(config: ClassifyConfig) -> Path:
     """`erase mask --dataset …`: the saliency mask of the first seed's model, its table and plot, and nothing else."""
     task = Task(config)
     parts = task.seed_set(config.seed)
-    _open_output_dir(config)
-    settings = replace(config.settings_of("salun"), mask="salient")
-    mask = make_mask(task.job(settings, task.original(config.seed), parts, config.seed))
-    assert mask is not None
-    mask = SaliencyMask(mask.tensors, mask.metadata | {"concept": forgets(config), "model": config.architecture()})
-    path = config.output_dir / MASK_FILE
-    mask.save(path)
-    mask.plot(path.with_suffix(".png"))
+    output = _output("mask", task)
+    with explained(lambda: "Nothing is kept; the same command starts again.", SMALLER), output.writing() as work:
+        settings = replace(config.settings_of("salun"), mask="salient")
+        mask = make_mask(task.job(settings, task.original(config.seed), parts, config.seed))
+        assert mask is not None
+        mask = SaliencyMask(mask.tensors, mask.metadata | {"concept": forgets(config), "model": config.architecture()})
+        mask.save(work / MASK_FILE)
+        mask.plot((work / MASK_FILE).with_suffix(".png"))
     print(mask.table(), file=sys.stderr)
-    return path
-
-
-def _open_output_dir(config: ClassifyConfig) -> None:
-    """Refuse a folder that holds something else or another run; an unfinished run of the same settings goes on."""
-    folder, path = config.output_dir, config.output_dir / CONFIG_FILE
-    if folder.is_file():
-        raise ValueError(f"output_dir {folder} is a file; give a folder.")
-    plain = json.loads(json.dumps({k: v for k, v in plain_values(config).items() if k not in NOT_IDENTITY}))
-    if folder.is_dir() and any(folder.iterdir()):
-        if not path.is_file():
-            raise ValueError(f"output_dir {folder} holds files that no run of ours wrote; choose another --output_dir.")
-        if config.overwrite_output_dir:
-            shutil.rmtree(folder)
-        elif json.loads(path.read_text()) != plain:
-            raise ValueError(
-                f"output_dir {folder} holds a run with other settings: choose another --output_dir, or replace it with "
-                "--overwrite_output_dir."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, plain)
+    return config.output_dir / MASK_FILE

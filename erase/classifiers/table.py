@@ -3,14 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .metrics import RATES, gap, spread
+from .metrics import RATES, gap, spread, spread_text
+from .settings import FLOOR, ORIGINAL, REFERENCE
 
 Row = dict[str, Any]
-ORIGINAL = "original"
-"""The model before it forgets."""
-REFERENCE = "retrain"
-FLOOR = "retrain-2"
-"""A second retraining with other seeds: its gap to the first is the noise's."""
 HEADS = {"ua": "UA", "ra": "RA", "ta": "TA", "mia": "MIA"}
 
 
@@ -48,31 +44,37 @@ def as_markdown(rows: Sequence[Row], title: str) -> str:
         *(_line(rows, method) for method in methods_in(rows)),
     ]
     note = (
-        f"{seeds} seed{'s' if seeds > 1 else ''}; rates in %, mean ± standard deviation, in brackets the distance from "
-        "retraining's mean. Gap of means: the mean of the four, as the paper has it; gap: the same for each seed, then "
-        "mean ± standard deviation."
+        f"{ORIGINAL}: the model before it forgets. {_of_seeds(seeds)}. In brackets: the distance from retraining's "
+        "mean. Gap of means: the mean of the four, as the paper has it; gap: the same for each seed"
+        + (", then mean ± standard deviation." if seeds > 1 else ".")
     )
     return f"### {title}\n\n" + "\n".join(lines) + f"\n\n{note}\n"
+
+
+def _of_seeds(count: int) -> str:
+    if count == 1:
+        return "Rates in %, of one seed: how far chance moves them is not measured"
+    return f"Rates in %, mean ± standard deviation of {count} seeds"
 
 
 def _line(rows: Sequence[Row], method: str) -> str:
     own, reference = of_method(rows, method), of_method(rows, REFERENCE)
     cells = []
     for key in RATES:
-        mean, sd = spread([row[key] for row in own])
-        shown = f"{mean:.2f} ± {sd:.2f}"
+        values = [row[key] for row in own]
+        shown = spread_text(values)
         if reference and method != REFERENCE:
-            shown += f" ({abs(mean - spread([row[key] for row in reference])[0]):.2f})"
+            shown += f" ({abs(spread(values)[0] - spread([row[key] for row in reference])[0]):.2f})"
         cells.append(shown)
     each, means = gaps(rows, method), mean_gap(rows, method)
     other = method != REFERENCE and each and means is not None
-    cells += [f"{means:.2f}", f"{spread(each)[0]:.2f} ± {spread(each)[1]:.2f}"] if other else ["–", "–"]
+    cells += [f"{means:.2f}", spread_text(each)] if other else ["–", "–"]
     times = [row["rte"] for row in own if row["rte"] is not None]
     return f"| {method} | " + " | ".join([*cells, f"{spread(times)[0]:.2f}" if times else "–"]) + " |"
 
 
 def as_svg(rows: Sequence[Row], title: str) -> str:
-    """Bars of each method's gap with their standard deviations, the smallest on top."""
+    """Bars of each method's gap, the smallest on top, with a standard deviation where there are several seeds."""
     from matplotlib.figure import Figure
 
     from ..plots import svg_text  # matplotlib is needed nowhere else
@@ -82,8 +84,10 @@ def as_svg(rows: Sequence[Row], title: str) -> str:
     figure = Figure(figsize=(7, 1.3 + 0.32 * max(1, len(order))), layout="constrained")
     axes = figure.subplots()
     colours = ["#c0392b" if m.startswith("salun") else "#9aa5b1" if m == FLOOR else "#c9d6e8" for m in order]
-    means, deviations = [known[m][0] for m in order], [known[m][1] for m in order]
-    axes.barh(range(len(order)), means, xerr=deviations, color=colours, height=0.7, ecolor="#555555")
+    axes.barh(range(len(order)), [known[m][0] for m in order], color=colours, height=0.7)
+    for at, (mean, deviation) in enumerate(known[method] for method in order):
+        if deviation is not None:
+            axes.errorbar(mean, at, xerr=deviation, color="#555555", elinewidth=1.2)
     axes.set_yticks(range(len(order)), order)
     axes.invert_yaxis()
     axes.set_xlim(left=0)

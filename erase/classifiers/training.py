@@ -2,35 +2,22 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
 
 from ..optim import MaskedSGD
 from ..saliency import eval_mode
 from .examples import Examples
 from .nets import logits_of
+from .settings import TrainSettings
 
 Batch = tuple[Tensor, Tensor]
 EVALUATION_BATCH = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """How the model that forgets was trained, and how it is retrained."""
-
-    epochs: int = 182
-    """Passes over the training set (the paper's, for CIFAR)."""
-    learning_rate: float = 0.1
-    """The first step's; it falls to 0 along a half cosine."""
-    momentum: float = 0.9
-    """Of SGD, in [0, 1)."""
-    weight_decay: float = 5e-4
-    """Of SGD."""
-    batch_size: int = 256
-    """Examples a step."""
+SHORT = 10
+"""Seconds after which training shows how far it is."""
 
 
 def batches(
@@ -73,7 +60,7 @@ def train(model: nn.Module, examples: Examples, settings: TrainSettings, seed: i
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     device = next(model.parameters()).device
     model.train()
-    for _ in range(settings.epochs):
+    for _ in tqdm(range(settings.epochs), desc="train", unit="epoch", leave=False, delay=SHORT):
         data = batches(examples, settings.batch_size, generator, device)
         descend(model, optimizer, data, after=schedule.step)
     return model.eval()

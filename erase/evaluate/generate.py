@@ -5,7 +5,6 @@ again and only what is missing is kept, so a job that was killed and run again e
 not.
 """
 
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -15,11 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import tyro
 
-from .prompts import PromptColumns, PromptFilter, PromptRow, check_rows, load_prompts, rows_digest
+from ..output import Claim, find
+from ..progress import BatchProgress, OnStep, picture_bar
+from ..stopping import explained
+from .prompts import IMAGES_DIR, PromptColumns, PromptFilter, PromptRow, check_rows, load_prompts, rows_digest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ..output import Output
     from .picture_folder import Batch, PictureCache
     from .pipelines import Artist, ModelSource
     from .scoring import Record, Scorer
@@ -72,7 +75,7 @@ class GenerateConfig:
     output_dir: Path = Path("generated")
     """Where pictures and records are written; a run that was interrupted goes on there."""
     overwrite_output_dir: bool = False
-    """Replace whatever run --output_dir holds."""
+    """Replace the pictures of an earlier run in --output_dir once the new ones are whole. Files of your own stay."""
 
     seed: int = 0
     """Row n of prompts without seeds gets seed + n * num_images_per_prompt."""
@@ -150,6 +153,14 @@ class GenerateConfig:
             say=say,
         )
 
+    def claim(self) -> Claim:
+        """What the command writes and reads. Which pictures fit to which settings, their own folder knows."""
+        names = ("prompts", "pretrained_model_name_or_path", "patch", "unet_weights", "picture_cache")
+        inputs = {name: getattr(self, name) for name in names}
+        return Claim(
+            folder=self.output_dir, command="generate", inputs=inputs, overwrite=self.overwrite_output_dir
+        )
+
     def source(self) -> "ModelSource":
         """The model to draw with."""
         from .pipelines import ModelSource
@@ -169,34 +180,45 @@ def run_generate(config: GenerateConfig) -> Path:
     """The command: draw, score if asked to, and say where the pictures are."""
     read: list[str] = []
     rows, source = config.rows(read.append), config.source()
+    output = find(config.claim())
+    output.refuse_other()
     source.check()
-    source.check_rows(rows)  # before an older run's folder is overwritten
+    source.check_rows(rows)
     scorers = _scorers(config)
     from ..devices import make_accelerator  # loads torch: a wrong table of prompts has been answered by now
 
     accelerator = make_accelerator(config.mixed_precision)
     if accelerator.is_main_process:
         print(*read, file=sys.stderr)
-    if config.overwrite_output_dir:
-        remove_pictures(config.output_dir, accelerator)
-    generate(
-        rows,
-        source,
-        config.output_dir,
-        accelerator=accelerator,
-        batch_size=config.batch_size,
-        scheduler=config.scheduler,
-        scorers=scorers,
-        picture_cache=config.picture_cache,
-    )
-    if accelerator.is_main_process:
-        if scorers:
+    is_main, wait = accelerator.is_main_process, accelerator.wait_for_everyone
+    with explained(lambda: kept_pictures(output), SMALLER), output.writing(is_main=is_main, wait=wait) as folder:
+        generate(
+            rows,
+            source,
+            folder,
+            accelerator=accelerator,
+            batch_size=config.batch_size,
+            scheduler=config.scheduler,
+            scorers=scorers,
+            picture_cache=config.picture_cache,
+        )
+        if is_main and scorers:
             from .scoring import score_folder
 
-            score_folder(config.output_dir, scorers)
-        print(f"{len(rows)} pictures are in {config.output_dir}, with records.jsonl.", file=sys.stderr)
+            score_folder(folder, scorers)
     accelerator.end_training()
+    if is_main:
+        print(f"{len(rows)} pictures are in {config.output_dir}, with records.jsonl.", file=sys.stderr)
     return config.output_dir
+
+
+SMALLER = "Give a smaller --batch_size, with --overwrite_output_dir: other batches are another run."
+
+
+def kept_pictures(output: "Output") -> str:
+    """What is left of a command that stops while it draws, and how to continue it."""
+    count = sum(1 for _ in output.work.rglob(f"{IMAGES_DIR}/**/*.png"))
+    return f"{count} pictures are kept in {output.work}; the same command continues there."
 
 
 def _scorers(config: GenerateConfig) -> "list[Scorer]":
@@ -230,8 +252,6 @@ def generate(
     Raises ValueError for rows, a model or a folder that do not fit, FloatingPointError for a model that draws NaN
     (single such pictures are recorded with `broken: true`), OSError for a full disk; finished records stay.
     """
-    from tqdm.auto import tqdm
-
     from .picture_folder import PictureCache, PictureFolder, PictureStore, Writer
     from .pipelines import Artist
     from .scoring import ScoreFile, distinct_scorers
@@ -249,16 +269,17 @@ def generate(
     cache = PictureCache(picture_cache, settings) if picture_cache else None
     scores = [ScoreFile(folder, scorer) for scorer in distinct_scorers(scorers)] if count == 1 else []
     artist = Artist(source, accelerator.device, scheduler, settings["mixed_precision"], sum(map(len, mine)))
-    if len(cache.find(missing) if cache else ()) < len(missing):
+    if cache is None or not all(map(cache.has, missing)):
         artist.open()  # ahead of the progress bar, whose rate is the drawing's
     total, shows = len(rows) - len(done), progress and accelerator.is_main_process
-    with tqdm(total=total, desc="draw", unit="picture", disable=not (shows and total)) as bar:
+    with picture_bar(total, "draw", shown=shows) as bar:
         with Writer(PictureStore(pictures, index, scores, cache)) as writer:
             for batch in mine:
                 wanted = [row for row in batch if row.id not in done]
-                writer.put(_drawn(artist, cache, batch, wanted))
                 # The bar is the main process's: the others are taken to keep pace.
-                bar.update(min(len(wanted) * count, total - bar.n))
+                moving = BatchProgress(bar, min(len(wanted) * count, round(total - bar.n)))
+                writer.put(_drawn(artist, cache, batch, wanted, moving))
+                moving.finish()
         accelerator.wait_for_everyone()
         bar.update(total - bar.n)
     if accelerator.is_main_process:
@@ -280,7 +301,11 @@ def _open(pictures: Any, settings: dict[str, Any], accelerator: "Accelerator") -
 
 
 def _drawn(
-    artist: "Artist", cache: "PictureCache | None", batch: Sequence[PromptRow], missing: list[PromptRow]
+    artist: "Artist",
+    cache: "PictureCache | None",
+    batch: Sequence[PromptRow],
+    missing: list[PromptRow],
+    on_step: OnStep,
 ) -> "Batch":
     """The missing rows' pictures: from the cache, else drawn with the whole batch, as they would have been at first."""
     from .picture_folder import Batch
@@ -288,7 +313,7 @@ def _drawn(
     found: dict[str, Any] = cache.find(missing) if cache else {}
     broken: set[str] = set()
     if len(found) < len(missing):
-        drawn, finite = artist.draw(batch)
+        drawn, finite = artist.draw(batch, on_step)
         broken = {row.id for row, is_finite in zip(batch, finite) if not is_finite and row.id not in found}
         found = {row.id: picture for row, picture in zip(batch, drawn)} | found
     return Batch(missing, [found[row.id] for row in missing], broken)
@@ -321,15 +346,3 @@ def generation_settings(
         "rows_sha256": rows_digest(rows),
         "packages": {name: version(name) for name in ("torch", "diffusers", "transformers")},
     }
-
-
-def remove_pictures(folder: Path, accelerator: "Accelerator") -> None:
-    """Remove an earlier run's folder; ValueError when it holds something else."""
-    from .picture_folder import SETTINGS_FILE
-
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS_FILE).is_file():
-        raise ValueError(f"{folder} holds files that no run of ours wrote; give another --output_dir.")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-    accelerator.wait_for_everyone()

@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -349,20 +348,6 @@ GUARDS: dict[str, Guard] = {
     "sld-max": SafeLatentDiffusion(warmup_steps=0, scale=5000, threshold=1.0, momentum_scale=0.5, momentum_beta=0.7),
     "safree": Safree(),
 }
-
-
-def check_guard(name: str | None, words: str | None) -> None:
-    """ValueError for an unknown guard, one without words, or words without a guard."""
-    if name is None and words is not None:
-        raise ValueError(f"--guard_concept {words!r} needs a --guard: {', '.join(GUARDS)}.")
-    if name is None:
-        return
-    if name not in GUARDS:
-        near = get_close_matches(name, GUARDS, n=2)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"Unknown guard {name!r}.{hint} There are {', '.join(GUARDS)}.")
-    if words is None or not words.strip(" ,"):
-        raise ValueError(f'The guard {name!r} needs the concept in words, got {words!r}: --guard_concept "a cat".')
 
 
 def check_pipeline(name: str, pipeline: type[DiffusionPipeline], folder: Path) -> None:
