@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .model_folder import check_model
+
 if TYPE_CHECKING:
     from .config import EraseConfig
     from .evaluate.config import EvaluateConfig
@@ -23,6 +25,7 @@ def check_erase(config: "EraseConfig") -> None:
     need_mask(config.mask)
     need_folder("--concept_data_dir", config.concept_data_dir)
     need_folder("--retain_data_dir", config.retain_data_dir)
+    check_model(config.pretrained_model_name_or_path)
 
 
 def check_generate(config: "GenerateConfig") -> None:
@@ -32,6 +35,7 @@ def check_generate(config: "GenerateConfig") -> None:
     local_folder(config.pretrained_model_name_or_path, on_top=bool(config.patch or config.unet_weights))
     need_file("--patch", config.patch)
     need_file("--unet_weights", config.unet_weights)
+    check_model(config.pretrained_model_name_or_path, on_top=True)
 
 
 def check_evaluate(config: "EvaluateConfig") -> None:
@@ -52,6 +56,8 @@ def check_evaluate(config: "EvaluateConfig") -> None:
     for flag in ("images", "base_images"):
         need_folder(f"--{flag}", getattr(config, flag))
     need_either("--fid_reference", config.fid_reference)
+    for model in (config.model, config.base):
+        check_model(model, on_top=True)
     if config.prompts and Path(config.prompts).suffix.lower() in READERS:
         need_file("--prompts", Path(config.prompts).expanduser())
 

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from .alignment import CLIPScorer, clip_score
+from .alignment import CLIPScorer, check_prompts, clip_score
 from .classes import class_summary, is_right
+from .encoder_kinds import need_classifier
 from .encoders import Checkpoint, default_device
 from .scoring import Answers, Metric, Record, Scored, Scorer, Summary, by_column
 from .statistics import Interval, bootstrap_means, rate
@@ -24,7 +25,7 @@ class ClassifierScorer(Scorer):
 
     def __init__(self, model: str, device: torch.device | None = None):
         """`model`: hub id or folder, with its class names in id2label."""
-        self.checkpoint, self.device = Checkpoint(model, f"--{self.name}"), device or default_device()
+        self.checkpoint, self.device = Checkpoint(model, f"--{self.name}", need_classifier), device or default_device()
 
     def fingerprint(self) -> dict[str, Any]:
         return {"sha256": self.checkpoint.sha256, "resize": "pil"}
@@ -171,9 +172,16 @@ class MaceMetric(Metric):
         return [*self.accuracy.scorers(), *([self.clip] if self.clip else [])]
 
     def check(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """As AccuracyMetric's."""
+        """As AccuracyMetric's; with CLIP, whether every picture has a prompt; and whether there are both roles."""
         if self.accuracy.classifiers:
             self.accuracy.check(records)
+        if self.clip:
+            check_prompts(records, self.name)
+        if records and (lacking := {"target", "retain"} - {str(record.get("role")) for record in records}):
+            raise ValueError(
+                f"mace compares prompts of what was erased (role target) with others (role retain), and no picture has "
+                f"the role {' or '.join(sorted(lacking))}; give rows with a column `role`, or leave mace out."
+            )
 
     def summarize(self, scored: Scored, base: Scored | None = None) -> Summary:
         """mace_h_o, mace_h_c in 0–1, mace_h_a in CLIP score, each where its parts exist; intervals over prompts."""

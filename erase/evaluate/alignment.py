@@ -4,13 +4,14 @@ Written here because torchmetrics' CLIPScore breaks with transformers 5, where C
 tensor (its issue 3407).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from .encoder_kinds import need_clip
 from .encoders import Checkpoint, default_device
 from .scoring import Answers, Metric, Record, Scored, Scorer, Summary, by_column
 from .statistics import clustered_mean
@@ -26,10 +27,13 @@ class CLIPScorer(Scorer):
 
     def __init__(self, model: str = CLIP_SCORE_CLIP, device: torch.device | None = None):
         """`model`: a CLIPModel with its tokenizer, by hub id or folder. Longer prompts are cut to its 77 tokens."""
-        self.checkpoint, self.device = Checkpoint(model, "--clip_model"), device or default_device()
+        self.checkpoint, self.device = Checkpoint(model, "--clip_model", need_clip), device or default_device()
 
     def fingerprint(self) -> dict[str, Any]:
         return {"sha256": self.checkpoint.sha256, "resize": "pil"}
+
+    def question(self, record: Record) -> Record:
+        return super().question(record) | {"prompt": record["prompt"]}
 
     @cached_property
     def network(self) -> Any:
@@ -69,6 +73,10 @@ class ClipScoreMetric(Metric):
     def scorers(self) -> list[Scorer]:
         return [self.scorer]
 
+    def check(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Whether every picture has a prompt to be compared with."""
+        check_prompts(records, self.name)
+
     def summarize(self, scored: Scored, base: Scored | None = None) -> Summary:
         """clip_score: mean of 100 · max(cos, 0), in 0–100, with an interval over prompts; _target and _retain apart."""
         figures = {}
@@ -83,3 +91,13 @@ class ClipScoreMetric(Metric):
 def clip_score(cosine: float) -> float:
     """100 · max(cos, 0)."""
     return 100 * max(cosine, 0.0)
+
+
+def check_prompts(records: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """ValueError where a picture has no prompt: it would be compared with the empty one."""
+    if lacking := [record for record in records if not str(record.get("prompt") or "").strip()]:
+        raise ValueError(
+            f"{metric} compares pictures with their prompts, and {len(lacking)} of {len(records)} pictures have none "
+            f"({lacking[0]['file']}). Give --prompts, a table whose id or file_name names the pictures; a caption for "
+            f"each (0.txt beside 0.png, or metadata.jsonl); a folder of `erase generate`; or leave {metric} out."
+        )

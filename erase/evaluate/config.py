@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
-import yaml
 
 from ..config import CANVAS
-from .generate import GuardName
+from ..model_folder import run_settings
+from ..output import Claim, find
+from ..stopping import explained
+from .generate import SMALLER, GuardName, check_guard, kept_pictures
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -18,11 +20,8 @@ if TYPE_CHECKING:
     from ..concepts import Concept
     from .evaluation import Evaluation
     from .pipelines import ModelSource
-    from .prompts import PromptRow
     from .protocols import Protocol
     from .scoring import Metric
-
-RUN_CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +52,16 @@ class EvaluateConfig:
     """The erased model's pictures, if they exist: a folder of `erase generate`, or any folder of pictures."""
     base_images: Path | None = None
     """The base model's pictures, if they exist."""
+    revision: str | None = None
+    """Hub revision of the base; a folder that `erase train` wrote knows that of its own."""
     variant: str | None = None
-    """Weight variant of the models' files, such as fp16."""
+    """Weight variant of the models' files, such as fp16; a folder that `erase train` wrote knows its own and its
+    base's."""
     output_dir: Path = Path("evaluation")
     """Where pictures, records, scores, metrics.json and report.html are written; an interrupted run goes on there."""
+
+    overwrite_output_dir: bool = False
+    """Replace the evaluation that --output_dir holds once the new one is whole. Files of your own stay."""
 
     concept: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What was erased, for protocols that ask for it by name; a folder that `erase train` wrote says so itself."""
@@ -121,8 +126,6 @@ class EvaluateConfig:
 
     def _check_guard(self) -> None:
         if self.guard_concept is not None:
-            from .guards import check_guard
-
             check_guard(self.guard, self.guard_concept)
         if self.guard and self.images:
             raise ValueError("--guard acts while pictures are drawn, and --images are drawn already; leave one out.")
@@ -132,22 +135,38 @@ class EvaluateConfig:
     @property
     def run(self) -> Mapping[str, Any]:
         """Settings of the `erase train` run in the folder `model`; empty for other models."""
-        path = Path(self.model) / RUN_CONFIG if self.model else None
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+        return run_settings(self.model) if self.model else {}
+
+    def claim(self) -> Claim:
+        """What the command writes and reads. Which pictures and scores fit, their own folders know."""
+        names = ("model", "base", "patch", "unet_weights", "images", "base_images", "prompts", "inception_weights",
+                 "fid_reference", "clip_model", "cmmd_model", "encoder", "lpips_weights", "classifier",
+                 "object_classifier", "style_classifier", "data_cache_dir")  # fmt: skip
+        inputs = {name: getattr(self, name) for name in names}
+        return Claim(folder=self.output_dir, command="evaluate", inputs=inputs, overwrite=self.overwrite_output_dir)
 
     def sources(self) -> "dict[str, ModelSource | None]":
-        """Base (if known) and erased; None for pictures that exist."""
+        """Base (if known) and erased; None for pictures that exist.
+
+        A run's folder holds its model in the run's own variant, and its base is of the run's revision and variant where
+        --revision and --variant do not say otherwise; every other model is of --variant.
+        """
         from .pipelines import ModelSource
 
-        base = self.base or self.run.get("pretrained_model_name_or_path")
+        run = self.run
+        base = self.base or run.get("pretrained_model_name_or_path")
+        known = run if base == run.get("pretrained_model_name_or_path") else {}
         sources: dict[str, ModelSource | None] = {}
         if self.base_images or (base and not self.images):
             sources["base"] = None if self.base_images else ModelSource(
-                pretrained_model_name_or_path=str(base), variant=self.variant
+                pretrained_model_name_or_path=str(base),
+                revision=self.revision or known.get("revision"),
+                variant=self.variant or known.get("variant"),
             )  # fmt: skip
         sources["erased"] = None if self.images else ModelSource(
             pretrained_model_name_or_path=str(self.model or base),
-            variant=self.variant,
+            revision=None if self.model else self.revision,
+            variant=None if run else self.variant,
             patch=self.patch,
             unet_weights=self.unet_weights,
             guard=self.guard,
@@ -184,29 +203,33 @@ def concept_words(concept: "Concept") -> str:
 def run_evaluate(config: EvaluateConfig) -> Path:
     """The command: everything from pictures to report; returns output_dir."""
     from ..devices import make_accelerator
-    from .picture_folder import adopt_pictures
 
-    evaluation = planned(config, make_accelerator(config.mixed_precision))
-    if evaluation.accelerator.is_main_process:
-        for name, folder in (("base", config.base_images), ("erased", config.images)):
-            if folder is not None:
-                adopt_pictures(folder, config.output_dir / name)
-    evaluation.accelerator.wait_for_everyone()
-    table = evaluation.run()
-    if evaluation.accelerator.is_main_process:
-        print(f"{table}\n\nEverything is in {config.output_dir}.")
-        if config.report:
+    output = find(config.claim())
+    output.refuse_other()
+    accelerator = make_accelerator(config.mixed_precision)
+    evaluation = planned(replace(config, output_dir=output.work), accelerator)
+    is_main, wait = accelerator.is_main_process, accelerator.wait_for_everyone
+    with explained(lambda: kept_pictures(output), SMALLER), output.writing(is_main=is_main, wait=wait) as work:
+        table = evaluation.run()
+        if is_main and config.report:
             from ..report import write_report
 
-            print(f"The report: {write_report(config.output_dir)}")
+            write_report(work)
+    if is_main:
+        print(f"{table}\n\nEverything is in {config.output_dir}.")
+        if config.report:
+            print(f"The report: {config.output_dir / 'report.html'}")
     return config.output_dir
 
 
 def planned(config: EvaluateConfig, accelerator: "Accelerator") -> "Evaluation":
     """The evaluation that the flags ask for; whatever cannot work is an error here, before anything is drawn."""
+    from .adopted import at_hand, given_pictures, refuse_inside
     from .evaluation import Evaluation
+    from .prompts import first_of_each_role
     from .protocols import load_protocol, protocol_rows
 
+    refuse_inside(config.fid_reference, config.output_dir)
     protocol, subset = load_protocol(config.protocol)
     changes: dict[str, Any] = {"metrics": config.metrics or protocol.metrics}
     if config.num_inference_steps:
@@ -214,14 +237,23 @@ def planned(config: EvaluateConfig, accelerator: "Accelerator") -> "Evaluation":
     protocol = replace(protocol, **changes)
     concepts, sources = config.concepts(), config.sources()
     drawn = any(source is not None for source in sources.values())
-    rows = protocol_rows(protocol, subset, concepts, config.prompts) if drawn else []
+    known = drawn or at_hand(protocol, concepts, config.prompts)
+    rows = protocol_rows(protocol, subset, concepts, config.prompts) if known else []
+    folders = {"base": config.base_images, "erased": config.images}
+    given = {
+        name: given_pictures(folder, config.output_dir / name, rows, config.prompts, config.max_images)
+        for name, folder in folders.items()
+        if folder is not None
+    }
+    rows = rows if drawn else []
     for source in sources.values():
         if source is not None and source.guard:
             source.check()
             source.check_rows(rows)
-    return Evaluation(
+    evaluation = Evaluation(
         protocol=protocol if subset is None else replace(protocol, name=f"{protocol.name}/{subset}"),
-        rows=first_of_each_role(rows, config.max_images) if config.max_images else rows,
+        rows=first_of_each_role(rows, config.max_images, lambda row: row.extra),
+        given=given,
         metrics=[build_metric(name, config, protocol) for name in protocol.metrics],
         models=sources,
         folder=config.output_dir,
@@ -230,18 +262,8 @@ def planned(config: EvaluateConfig, accelerator: "Accelerator") -> "Evaluation":
         picture_cache=config.data_cache_dir / "pictures",
         concepts=[concept.name for concept in concepts],
     )
-
-
-def first_of_each_role(rows: "list[PromptRow]", count: int) -> "list[PromptRow]":
-    """The first `count` target rows and the first `count` retained ones."""
-    seen: dict[Any, int] = {}
-    chosen = []
-    for row in rows:
-        role = row.extra.get("role")
-        seen[role] = seen.get(role, 0) + 1
-        if seen[role] <= count:
-            chosen.append(row)
-    return chosen
+    evaluation.check()
+    return evaluation
 
 
 def build_metric(name: str, config: EvaluateConfig, protocol: "Protocol") -> "Metric":

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..files import file_sha256, read_safetensors
+from ..model_folder import hub_reason
+from .encoder_kinds import Need, need_clip_vision, need_vision
 from .inception import DIMENSIONS, Inception, prepared
 from .scoring import Answers, Record, Scorer
 
@@ -43,12 +45,16 @@ class Checkpoint:
     """Hub id, or a folder that `save_pretrained` wrote."""
     flag: str
     """The option that gives it, for messages."""
+    need: Need
+    """What kind of model that option takes."""
 
     @cached_property
     def folder(self) -> Path:
         """The local folder; a hub id is downloaded, safetensors only. ValueError when there is nothing to load."""
-        path = Path(self.name) if Path(self.name).is_dir() else self._downloaded()
-        if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+        given = Path(self.name).expanduser()
+        path = given if given.is_dir() else self._downloaded()
+        whole = ("model.safetensors", "model.safetensors.index.json")
+        if not (path / "config.json").is_file() or not any((path / name).is_file() for name in whole):
             held = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
             raise ValueError(
                 f"{path} holds no model.safetensors with its config.json (it holds {held}). Give {self.flag} a folder "
@@ -60,18 +66,23 @@ class Checkpoint:
     def _downloaded(self) -> Path:
         from huggingface_hub import snapshot_download
 
+        if Path(self.name).expanduser().is_file():
+            raise ValueError(
+                f"{self.flag} {self.name} is a file; give the folder that holds it beside its config.json."
+            )
         try:
             return Path(snapshot_download(self.name, allow_patterns=list(CHECKPOINT_FILES)))
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"Cannot find the model {self.name!r}: it is not a local folder and the hub did not give it "
-                f"({str(error).strip().splitlines()[0]}). Without a network, copy https://huggingface.co/{self.name} "
-                f"(config.json, preprocessor_config.json, *.safetensors) and give {self.flag} that folder."
+                f"Cannot find the model {self.name!r}: {hub_reason(error)}. Without a network, copy "
+                f"https://huggingface.co/{self.name} (config.json, preprocessor_config.json, *.safetensors) and give "
+                f"{self.flag} that folder."
             ) from error
 
     @cached_property
     def sha256(self) -> str:
         """Over the names and bytes of configuration, tokenizer and weights."""
+        _ = self.config  # a model of the wrong kind is refused before anything is drawn for it
         digest = hashlib.sha256()
         for path in sorted(path for pattern in CHECKPOINT_FILES for path in self.folder.glob(pattern)):
             digest.update(f"{path.name}:{file_sha256(path)}\n".encode())
@@ -79,10 +90,16 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> Any:
-        """Its configuration, without its weights."""
+        """Its configuration, without its weights; ValueError where the option takes another kind of model."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self.folder)
+        try:
+            config = AutoConfig.from_pretrained(self.folder)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.folder / 'config.json'} is of no model that transformers has ({error}). Give "
+                             f"{self.flag} a folder that its `save_pretrained` wrote.") from error  # fmt: skip
+        self.need(self.folder, config)
+        return config
 
     @cached_property
     def processor(self) -> Any:
@@ -123,8 +140,10 @@ class EncoderScorer(Scorer):
 
     name: ClassVar[str] = "encoder"
 
+    need: ClassVar[Need] = need_vision
+
     def __init__(self, model: str, device: torch.device | None = None, flag: str = "--encoder"):
-        self.checkpoint, self.device = Checkpoint(model, flag), device or default_device()
+        self.checkpoint, self.device = Checkpoint(model, flag, type(self).need), device or default_device()
 
     def fingerprint(self) -> dict[str, Any]:
         return {"model_type": self.checkpoint.config.model_type, "sha256": self.checkpoint.sha256, "resize": "pil"}
@@ -155,6 +174,7 @@ class ClipImageScorer(EncoderScorer):
     """CLIP's projected picture embeddings, for CMMD (not normalised)."""
 
     name: ClassVar[str] = "clip"
+    need: ClassVar[Need] = need_clip_vision
 
     def __init__(self, model: str = CMMD_CLIP, device: torch.device | None = None, flag: str = "--cmmd_model"):
         super().__init__(model, device, flag)

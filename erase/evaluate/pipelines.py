@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -10,7 +9,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
@@ -18,21 +16,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..files import file_sha256, folder_hash, read_safetensors
-from ..models import check_weights, find_model
+from ..model_folder import run_settings
+from ..models import check_weights, find_model, pipeline_type
+from ..models.schedulers import set_scheduler
 from ..patch import apply_patch
-from .guards import GuardedPipeline, check_guard, check_guidance, check_pipeline, guard_identity
+from ..progress import OnStep, quiet_loading, step_callback
+from ..single_file import PICKLES
+from .generate import check_guard
+from .guards import GuardedPipeline, check_guidance, check_pipeline, guard_identity
 from .prompts import PromptRow
-
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-    "lms": "LMSDiscreteScheduler",
-}
-# What Stable Diffusion's own scheduler config says, for configs that say nothing: diffusers' defaults are for pixels.
-LATENT_DEFAULTS = {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True}
 
 # Not for measurements. A checker paints pictures black, and a black picture is not an erased one; the watermark is put
 # on by those machines alone that have the package for it.
@@ -40,7 +32,6 @@ OFF = {"safety_checker": None, "requires_safety_checker": False, "add_watermarke
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NEEDED = {"prompt", "height", "width", "num_inference_steps", "guidance_scale", "generator", "output_type"}
 """Arguments of a text-to-image pipeline's call."""
-PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +43,7 @@ class ModelSource:
     revision: str | None = None
     """Hub revision."""
     variant: str | None = None
-    """Weight variant of the files, such as fp16."""
+    """Weight variant of the files, such as fp16; of a run's folder the run's own where None is given."""
     patch: Path | None = None
     """erase-patch.safetensors made from this base."""
     unet_weights: Path | None = None
@@ -63,6 +54,10 @@ class ModelSource:
     """The guard's concept in words: "a cat", or several phrases with commas."""
     name: str | None = None
     """What reports call it."""
+
+    def __post_init__(self) -> None:
+        if self.variant is None:
+            object.__setattr__(self, "variant", run_settings(self.pretrained_model_name_or_path).get("variant"))
 
     @property
     def label(self) -> str:
@@ -80,7 +75,7 @@ class ModelSource:
             raise ValueError(_PICKLED.format(path=self.unet_weights))
         for path in filter(None, (self.patch, self.unet_weights)):
             _check_header(path)
-        folder = find_model(self.pretrained_model_name_or_path, self.revision, self.variant)
+        folder = find_model(self.pretrained_model_name_or_path, self.revision, self.variant, on_top=True)
         found = pipeline_class(folder)
         if self.guard:
             check_pipeline(self.guard, found, folder)
@@ -125,20 +120,12 @@ torch.load(sys.argv[1], map_location='cpu', weights_only=True).items()}}, sys.ar
 
 def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
     """The diffusers class that model_index.json names; ValueError unless it draws pictures from prompts alone."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ValueError(
-            f"{folder} holds no model_index.json, so it is not a diffusers pipeline folder. Weights of a denoiser "
-            "alone go on top of their base with --unet_weights; a single-file checkpoint is converted with diffusers' "
-            "`from_single_file(...).save_pretrained(...)`."
-        )
-    name = json.loads(index.read_text())["_class_name"]
-    found = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if found is None:
-        raise ValueError(f"{folder} is a {name!r}, which diffusers {diffusers.__version__} does not have.")
+    found = pipeline_type(folder)
     parameters = inspect.signature(found.__call__).parameters
     if not parameters.keys() >= NEEDED or {"mask_image", "num_frames"} & parameters.keys():
-        raise ValueError(f"{folder} is a {name}, which is no text-to-image pipeline; give one that draws from prompts.")
+        raise ValueError(
+            f"{folder} is a {found.__name__}, which is no text-to-image pipeline; give one that draws from prompts."
+        )
     return found
 
 
@@ -156,9 +143,10 @@ def open_pipeline(
     wanted = inspect.signature(pipeline_class(folder).__init__).parameters
     off = {name: value for name, value in OFF.items() if name in wanted}
     try:
-        pipe: Any = DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype, variant=source.variant, use_safetensors=True, **off
-        )
+        with quiet_loading():
+            pipe: Any = DiffusionPipeline.from_pretrained(
+                folder, dtype=dtype, variant=source.variant, use_safetensors=True, **off
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"Cannot load the pipeline in {folder}: {error}") from error
     if source.patch:
@@ -174,28 +162,6 @@ def open_pipeline(
     if source.guard and source.guard_concept:
         return GuardedPipeline(pipe, denoiser_of(pipe)[1], source.guard, source.guard_concept)
     return pipe
-
-
-def set_scheduler(pipe: Any, name: str) -> None:
-    """Sample with another scheduler, made from the config of the pipeline's own."""
-    if name == "default":
-        return
-    if name not in SCHEDULERS:
-        raise ValueError(f"Unknown scheduler {name!r}; choose default, {', '.join(SCHEDULERS)}.")
-    chosen, stock = getattr(diffusers, SCHEDULERS[name]), pipe.scheduler
-    if chosen.__name__ == type(stock).__name__:
-        return
-    # Of diffusers' schedulers only those of the same kind of noise can be made from another's config.
-    if chosen.__name__ not in stock._compatibles:
-        raise ValueError(
-            f"{type(pipe).__name__} samples with {type(stock).__name__}, which {name} cannot stand in for; use "
-            "--scheduler default."
-        )
-    unsaid = {*LATENT_DEFAULTS} - {*stock.config} | {*LATENT_DEFAULTS} & {*stock.config.get("_use_default_values", ())}
-    try:
-        pipe.scheduler = chosen.from_config(stock.config, **{key: LATENT_DEFAULTS[key] for key in unsaid})
-    except ImportError as error:
-        raise ValueError(f"The scheduler {name} needs scipy. pip install scipy") from error
 
 
 def denoiser_of(pipe: Any) -> tuple[str, nn.Module]:
@@ -262,11 +228,11 @@ class Artist:
             self._pipe = self._load()
         return self._pipe
 
-    def draw(self, rows: Sequence[PromptRow]) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, rows: Sequence[PromptRow], on_step: OnStep | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As `draw`; FloatingPointError when all the last pictures were NaN, ValueError for too little memory."""
         pipe = self.open()
         try:
-            pictures, finite = draw(pipe, rows, self.autocast)
+            pictures, finite = draw(pipe, rows, self.autocast, on_step)
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"The device's memory is too small to draw {len(rows)} pictures at once; give a smaller --batch_size "
@@ -284,11 +250,16 @@ class Artist:
         return pictures, finite
 
 
-def draw(pipe: Any, rows: Sequence[PromptRow], autocast: torch.dtype | None = None) -> tuple[np.ndarray, np.ndarray]:
+def draw(
+    pipe: Any, rows: Sequence[PromptRow], autocast: torch.dtype | None = None, on_step: OnStep | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """uint8 pictures (B, H, W, 3) of rows with equal settings, and whether each was finite (B,) before the rounding.
 
-    A row's noise comes from a generator of its own, on the CPU: the same whatever the batch and the device.
+    A row's noise comes from a generator of its own, on the CPU: the same whatever the batch and the device. `on_step`
+    hears which share of the steps is done, of pipelines that tell.
     """
+    stock = getattr(pipe, "pipe", pipe)  # the pipeline that a guard stands before
+    tells = "callback_on_step_end" in inspect.signature(type(stock).__call__).parameters
     first = rows[0]
     size = {name: pixels for name in ("height", "width") if (pixels := getattr(first, name)) is not None}
     with torch.no_grad(), torch.autocast(pipe.device.type, autocast, enabled=autocast is not None):
@@ -299,6 +270,7 @@ def draw(pipe: Any, rows: Sequence[PromptRow], autocast: torch.dtype | None = No
             generator=[torch.Generator().manual_seed(row.seed) for row in rows],
             output_type="np",
             **size,
+            **(step_callback(on_step) if tells else {}),
         ).images
     finite = np.isfinite(drawn).all(axis=(1, 2, 3))
     return (np.nan_to_num(drawn) * 255).round().astype(np.uint8), finite

@@ -127,8 +127,9 @@ def _read_tsv(path: Path) -> Table:
     return _read_csv(path, "\t")
 
 
-def _csv_reader(text: str, delimiter: str, **style: bool) -> Any:
-    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **style)
+def _csv_reader(text: str, delimiter: str, skipinitialspace: bool = False, strict: bool = False) -> Any:
+    lines = io.StringIO(text, newline="")
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=skipinitialspace, strict=strict)
 
 
 def _has_blanks_after_commas(lines: Iterator[list[str]]) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -322,6 +323,20 @@ def _check_integer(name: str, value: Any, low: int, high: int | None = None) -> 
     if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
         allowed = f"of at least {low}" if high is None else f"in {low} … {high}"
         raise ValueError(f"{name} must be an integer {allowed}, got {value!r}.")
+
+
+def first_of_each_role(
+    rows: Sequence[Any], count: int | None, columns: Callable[[Any], Mapping[str, Any]]
+) -> list[Any]:
+    """The first `count` target rows and the first `count` retained ones, or all; `columns` gives a row's."""
+    seen: Counter[Any] = Counter()
+    chosen = []
+    for row in rows:
+        role = columns(row).get("role")
+        seen[role] += 1
+        if count is None or seen[role] <= count:
+            chosen.append(row)
+    return chosen
 
 
 def rows_digest(rows: Sequence[PromptRow]) -> str:

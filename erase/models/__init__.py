@@ -1,18 +1,17 @@
 """Model families: one adapter each around a stock diffusers pipeline, all behind the `Denoiser` contract."""
 
 import difflib
-import json
-import os
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
-from ..canvas import PIPELINE_DIR
-from ..config import CANVAS
 from ..files import pipeline_files
 from ..methods import METHODS, Scope
+from ..model_folder import ADVICE, check_weight_files, did_you_mean, hub_reason, local_folder, read_index
+from ..progress import quiet_loading
 from .base import Conditioning, Denoiser
 from .mmdit import SD3Denoiser
 from .unet import SDXLDenoiser, TextEncoderDenoiser, UNetDenoiser
@@ -46,12 +45,15 @@ def resolve_model(
     return folder
 
 
-def find_model(name: str, revision: str | None = None, variant: str | None = None) -> Path:
-    """The local folder of `canvas`, a folder or a hub id (downloaded, safetensors only), whatever the pipeline."""
-    if name == CANVAS:
-        return PIPELINE_DIR
-    folder = Path(name).expanduser()
-    return folder if folder.is_dir() else _download(name, revision, variant)
+def find_model(name: str, revision: str | None = None, variant: str | None = None, on_top: bool = False) -> Path:
+    """The local folder of `canvas`, a folder or a hub id (downloaded, safetensors only), whatever the pipeline.
+
+    `on_top`: whether the command also takes --patch and --unet_weights. ValueError says what `name` is instead, or what
+    weights it lacks.
+    """
+    folder = local_folder(name, on_top) or _download(name, revision, variant)
+    check_weight_files(folder, variant)
+    return folder
 
 
 def check_weights(folder: Path) -> None:
@@ -68,35 +70,31 @@ def check_weights(folder: Path) -> None:
 
 
 def _download(name: str, revision: str | None, variant: str | None) -> Path:
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
-
     try:
         return Path(DiffusionPipeline.download(name, revision=revision, variant=variant, use_safetensors=True))
-    except (OSError, ValueError, HFValidationError, OfflineModeIsEnabled) as error:
-        siblings = (
-            [entry.name for entry in os.scandir(Path(name).parent) if entry.is_dir()]
-            if Path(name).parent.is_dir()
-            else []
-        )
-        near = difflib.get_close_matches(Path(name).name, [CANVAS, *siblings], cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(
-            f"Cannot find the model {name!r}: it is not a local folder and the hub did not give it "
-            f"({str(error).strip().splitlines()[0]}).{hint} Without a network, give "
-            "--pretrained_model_name_or_path the path of a diffusers folder (the one that holds model_index.json), "
-            f"or `{CANVAS}`, which ships with this package."
-        ) from error
+    except (OSError, ValueError) as error:
+        why = hub_reason(error, revision)
+        raise ValueError(f"Cannot find the model {name!r}: {why}.{did_you_mean(name)} {ADVICE}") from error
+
+
+def pipeline_type(folder: Path) -> type[DiffusionPipeline]:
+    """The class of diffusers that a folder's model_index.json names; ValueError where there is no such pipeline."""
+    index = read_index(folder)
+    name, found = index["_class_name"], getattr(diffusers, index["_class_name"], None)
+    if isinstance(found, type) and issubclass(found, DiffusionPipeline):
+        return found
+    near = difflib.get_close_matches(name, (other for other in dir(diffusers) if other.endswith("Pipeline")), n=2)
+    hint = f" It has {' and '.join(near)}." if near else ""
+    raise ValueError(
+        f"{folder} is a {name!r}, which diffusers {diffusers.__version__} does not have (the folder was written with "
+        f"{index.get('_diffusers_version', 'an unknown version')}).{hint} Install a diffusers that has it, or give "
+        "another model."
+    )
 
 
 def family(folder: Path, scope: Scope = "full") -> type[Denoiser]:
     """The adapter for the pipeline in `folder`, by the class that its model_index.json names, and for the scope."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ValueError(
-            f"{folder} holds no model_index.json, so it is not a diffusers pipeline folder. "
-            "Convert a single checkpoint with diffusers' `from_single_file(...).save_pretrained(...)` first."
-        )
-    name = json.loads(index.read_text())["_class_name"]
+    name = pipeline_type(folder).__name__
     if name not in FAMILIES:
         raise ValueError(f"{folder} is a {name}, which has no adapter here; supported: {', '.join(FAMILIES)}.")
     adapters = [table[name] for table in (FAMILIES, TEXT_ENCODERS) if name in table]
@@ -136,9 +134,10 @@ def load_denoiser(
     folder = resolve_model(name, revision, variant, scope)
     adapter = family(folder, scope)
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype, variant=variant, use_safetensors=True, **adapter.load_kwargs
-        )
+        with quiet_loading():
+            pipeline = DiffusionPipeline.from_pretrained(
+                folder, dtype=dtype, variant=variant, use_safetensors=True, **adapter.load_kwargs
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"Cannot load the pipeline in {folder}: {error}") from error
     return adapter(pipeline.to(device), resolution)
