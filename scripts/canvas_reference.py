@@ -25,8 +25,9 @@ from erase.evaluate.grid import picture_sheet
 from erase.evaluate.pipelines import ModelSource
 from erase.evaluate.prompts import PromptRow
 from erase.evaluate.protocols import slug
-from erase.evaluate.scoring import Record, read_picture
+from erase.evaluate.scoring import Record
 from erase.files import atomic_save, write_json, write_text
+from erase.pictures import read_picture
 
 STEPS = 25
 GUIDANCE_SCALE = 4.0
@@ -196,7 +197,7 @@ def model_card(quality: dict[str, Any]) -> str:
     rates = {key: f"{quality[key]:.1%}" for key in ("object_accuracy", "style_accuracy", "both", "coherence")}
     build = quality["build"] | {"n": quality["n"], "denoiser_steps": sum(quality["build"]["denoiser_steps"])}
     counts = {key: f"{value:,}" for key, value in build.items()}
-    return Template(CARD.read_text()).substitute(
+    return Template(CARD.read_text(encoding="utf-8")).substitute(
         rates | counts,
         objects=len(OBJECTS),
         styles=len(STYLES),

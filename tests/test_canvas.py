@@ -19,7 +19,8 @@ from erase.evaluate.generate import generate
 from erase.evaluate.pipelines import ModelSource
 from erase.evaluate.prompts import PromptRow
 from erase.evaluate.proof import canvas_evaluation
-from erase.evaluate.scoring import load_scored, read_picture, score_folder
+from erase.evaluate.scoring import load_scored, score_folder
+from erase.pictures import read_picture
 
 WEIGHTS = Path(canvas.REFERENCE_FILE).parent
 

@@ -5,7 +5,7 @@ Fréchet distance on the canvas's own encoder: not FID. It is bootstrapped over 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -138,6 +138,14 @@ class CanvasMetric(Metric):
 
     def scorers(self) -> list[Scorer]:
         return [self.scorer]
+
+    def check(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Whether every row says which object and style was asked for, and whether it is a target."""
+        needed = ("role", "domains", "object", "style")
+        if lacking := next((record for record in records if not record.keys() >= set(needed)), None):
+            raise ValueError(f"The canvas's metrics need the columns {', '.join(needed)}; {lacking['file']} has only "
+                             f"{', '.join(sorted(lacking))}. Give a folder of `erase generate` or `erase evaluate`, or "
+                             "--concept, whose rows name the pictures.")  # fmt: skip
 
     def summarize(self, scored: Scored, base: Scored | None = None) -> Summary:
         counted = classes.class_summary(scored.records)

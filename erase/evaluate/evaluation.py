@@ -19,6 +19,7 @@ from accelerate import Accelerator
 
 from ..files import write_json
 from ..output import command_line, now
+from .adopted import GivenPictures
 from .generate import generate
 from .grid import comparison_grid
 from .pipelines import ModelSource
@@ -46,13 +47,15 @@ class Evaluation:
     metrics: Sequence[Metric]
     """What is counted."""
     models: Mapping[str, ModelSource | None]
-    """`base` (may be missing) and `erased`; None where the pictures are in the folder already."""
+    """`base` (may be missing) and `erased`; None where the pictures are given, or in the folder already."""
     folder: Path
     """Where everything is written."""
     accelerator: Accelerator
     """Processes and precision."""
     batch_size: int = 8
     """Pictures drawn at once."""
+    given: Mapping[str, GivenPictures] = field(default_factory=dict)
+    """The pictures of models that draw none."""
     picture_cache: Path | None = None
     """Pictures shared with other evaluations of the same model."""
     concepts: Sequence[str] = ()
@@ -60,19 +63,31 @@ class Evaluation:
     seconds: dict[str, float] = field(default_factory=dict)
     """Time per stage."""
 
+    def check(self) -> None:
+        """ValueError for missing weights, and for rows or pictures that a metric cannot count; writes nothing."""
+        for scorer in self.scorers:
+            scorer.fingerprint()
+        for records in ([row.as_record() for row in self.rows], *(given.records for given in self.given.values())):
+            for metric in self.metrics:
+                metric.check(records)
+
+    @property
+    def scorers(self) -> list[Scorer]:
+        """What looks at the pictures."""
+        return [scorer for metric in self.metrics for scorer in metric.scorers()]
+
     def run(self) -> str:
         """Draw, score, count, compare and write; returns the table (on the main process)."""
-        scorers = [scorer for metric in self.metrics for scorer in metric.scorers()]
-        for scorer in scorers:
-            scorer.fingerprint()  # missing weights are an error now, not after the pictures
-        for metric in self.metrics:
-            metric.check([row.as_record() for row in self.rows])
+        self.check()
+        scorers = self.scorers
         for name, source in self.models.items():
             if source is not None:
                 self._timed(f"draw {name}", lambda n=name, s=source: self._draw(n, s, scorers))
         if not self.accelerator.is_main_process:
             self.accelerator.wait_for_everyone()
             return ""
+        for given in self.given.values():
+            given.adopt()
         scored = {
             name: self._timed(f"score {name}", lambda n=name: score_folder(self.folder / n, scorers))
             for name in self.models

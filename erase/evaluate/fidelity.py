@@ -21,8 +21,8 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from ..data import PICTURE_SUFFIXES
-from ..files import atomic_path, write_text
+from ..files import atomic_path
+from ..pictures import list_pictures
 from .distance import (
     BLOCK,
     Moments,
@@ -37,7 +37,18 @@ from .distance import (
 )
 from .encoders import ClipImageScorer, InceptionScorer
 from .lpips import LpipsScorer
-from .scoring import RECORDS_FILE, Metric, Scored, Scorer, Summary, by_column, score_folder
+from .scoring import (
+    Metric,
+    Record,
+    Scored,
+    Scorer,
+    Summary,
+    by_column,
+    picture_hashes,
+    score_folder,
+    score_records,
+    write_records,
+)
 from .statistics import Interval, clustered_mean, resampled
 
 REFERENCE_ROWS = 1000
@@ -89,16 +100,29 @@ class Reference:
     def __post_init__(self) -> None:
         if self.path.suffix == ".npz" and self.path.is_file():
             return
-        if not self.path.is_dir() or len(self.pictures) < 2:
-            raise ValueError(
-                f"The reference {self.path} is neither an .npz of statistics nor a folder with at least two pictures "
-                f"({', '.join(PICTURE_SUFFIXES)}). Give real pictures with --fid_reference, for COCO those of val2014."
-            )
+        try:
+            count = len(self.pictures)
+        except ValueError as error:
+            raise ValueError(f"{error} {self._wanted}") from error
+        if count < 2:
+            raise ValueError(f"The reference {self.path} holds a single picture. {self._wanted}")
+
+    @property
+    def _wanted(self) -> str:
+        return ("--fid_reference takes an .npz of statistics, or a folder with at least two real pictures (for COCO "
+                "those of val2014).")  # fmt: skip
 
     @cached_property
     def pictures(self) -> list[Path]:
         """The folder's pictures, in order."""
-        return sorted(path for path in self.path.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+        return list_pictures(self.path)
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """A record of each, with the sha256 of its file."""
+        names = [path.relative_to(self.path).as_posix() for path in self.pictures]
+        rows = zip(names, self.pictures, picture_hashes(self.pictures))
+        return [{"id": name, "file": str(path.resolve()), "prompt": "", "sha256": sha} for name, path, sha in rows]
 
     def moments(self, scorer: Scorer) -> Moments:
         """Mean and covariance of the pictures' features."""
@@ -115,17 +139,14 @@ class Reference:
             raise ValueError(f"{self.path} holds means and covariances, but KID and CMMD compare single pictures: "
                              "give the folder of real pictures.")  # fmt: skip
         folder = self._folder(scorer)
-        if not (folder / RECORDS_FILE).exists():
-            names = [str(path.relative_to(self.path)) for path in self.pictures]
-            rows = [{"id": name, "file": str((self.path / name).resolve()), "prompt": ""} for name in names]
-            write_text(folder / RECORDS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
-        return score_folder(folder, [scorer]).features[scorer.name]
+        write_records(folder, self.records)
+        return score_records(folder, self.records, [scorer]).features[scorer.name]
 
     def _folder(self, scorer: Scorer) -> Path:
-        """Another extractor, or pictures that changed, are kept elsewhere."""
+        """Another extractor, or pictures of other names or contents, are kept elsewhere."""
         digest = hashlib.sha256(json.dumps(scorer.fingerprint(), sort_keys=True).encode())
-        for path in self.pictures:
-            digest.update(f"{path.resolve()}:{path.stat().st_size}:{path.stat().st_mtime_ns}\n".encode())
+        for record in self.records:
+            digest.update(f"{record['id']}:{record['sha256']}\n".encode())
         return self.cache_dir.expanduser() / f"reference-{digest.hexdigest()[:16]}"
 
 

@@ -71,7 +71,7 @@ class GenerateConfig:
     revision: str | None = None
     """Hub revision of the model."""
     variant: str | None = None
-    """Weight variant of the model's files, such as fp16."""
+    """Weight variant of the model's files, such as fp16; a folder that `erase train` wrote knows its own."""
     output_dir: Path = Path("generated")
     """Where pictures and records are written; a run that was interrupted goes on there."""
     overwrite_output_dir: bool = False
@@ -157,9 +157,7 @@ class GenerateConfig:
         """What the command writes and reads. Which pictures fit to which settings, their own folder knows."""
         names = ("prompts", "pretrained_model_name_or_path", "patch", "unet_weights", "picture_cache")
         inputs = {name: getattr(self, name) for name in names}
-        return Claim(
-            folder=self.output_dir, command="generate", inputs=inputs, overwrite=self.overwrite_output_dir
-        )
+        return Claim(folder=self.output_dir, command="generate", inputs=inputs, overwrite=self.overwrite_output_dir)
 
     def source(self) -> "ModelSource":
         """The model to draw with."""
@@ -269,7 +267,7 @@ def generate(
     cache = PictureCache(picture_cache, settings) if picture_cache else None
     scores = [ScoreFile(folder, scorer) for scorer in distinct_scorers(scorers)] if count == 1 else []
     artist = Artist(source, accelerator.device, scheduler, settings["mixed_precision"], sum(map(len, mine)))
-    if cache is None or not all(map(cache.has, missing)):
+    if any(cache is None or not cache.has(row) for row in missing):
         artist.open()  # ahead of the progress bar, whose rate is the drawing's
     total, shows = len(rows) - len(done), progress and accelerator.is_main_process
     with picture_bar(total, "draw", shown=shows) as bar:

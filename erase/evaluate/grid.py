@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..files import atomic_path
-from .scoring import Record, read_picture
+from ..pictures import read_picture
+from .scoring import Record
 
 _INK, _FAINT, _PAPER, _RULE = (28, 30, 36), (112, 116, 126), (255, 255, 255), (222, 224, 229)
 _TILE = 128
@@ -94,14 +95,14 @@ def picture_sheet(path: Path, pictures: np.ndarray, columns: Sequence[str], line
     for at, picture in enumerate(pictures):
         column, line = divmod(at, len(lines))
         sheet.paste(Image.fromarray(picture), (left + column * (size + gap), head + line * (size + gap)))
-    sheet.save(path)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)
 
 
 def sheet_pictures(path: Path, columns: int, lines: int, size: int) -> np.ndarray:
     """The pictures of a sheet that `picture_sheet` wrote: (columns·lines, size, size, 3) uint8, column by column."""
     left, head, gap = _SHEET
-    with Image.open(path) as file:
-        sheet = np.asarray(file.convert("RGB"))
+    sheet = read_picture(path)
     corners = [
         (head + line * (size + gap), left + column * (size + gap)) for column in range(columns) for line in range(lines)
     ]

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..files import read_safetensors
-from .encoders import default_device, file_sha256
-from .picture_folder import SETTINGS_FILE
-from .scoring import RECORDS_FILE, Answers, Record, Scorer, load_records, read_picture
+from ..files import file_sha256, read_safetensors
+from ..pictures import read_picture
+from .encoders import default_device
+from .scoring import Answers, Record, Scorer, hashed_records
 
 LAYERS = {0: (4, 2), 3: (1, 2), 6: (1, 1), 8: (1, 1), 10: (1, 1)}
 """AlexNet's convolutions: number → (stride, padding)."""
@@ -70,9 +70,10 @@ class LpipsScorer(Scorer):
         self.weights, self.base, self.device = weights, base, device or default_device()
 
     def fingerprint(self) -> dict[str, Any]:
-        files = [self.base / name for name in (RECORDS_FILE, SETTINGS_FILE)] if self.base else []
-        base = {path.name: file_sha256(path) for path in files if path.is_file()}
-        return {"network": "LPIPS 0.1, AlexNet", "sha256": self._sha256, "base": base}
+        return {"network": "LPIPS 0.1, AlexNet", "sha256": self._sha256}
+
+    def question(self, record: Record) -> Record:
+        return super().question(record) | {"base_sha256": self._base_records[record["id"]]["sha256"]}
 
     @cached_property
     def _sha256(self) -> str:
@@ -96,16 +97,17 @@ class LpipsScorer(Scorer):
         return {name: weights[name].float().to(self.device) for name in wanted}
 
     @cached_property
-    def _base_files(self) -> dict[str, Path]:
+    def _base_records(self) -> dict[str, Record]:
         assert self.base is not None
-        return {record["id"]: self.base / record["file"] for record in load_records(self.base)}
+        return {record["id"]: record for record in hashed_records(self.base)}
 
     @torch.no_grad()
     def score(self, pictures: Sequence[np.ndarray], records: Sequence[Record]) -> Answers:
         return Answers([{"lpips": self._distance(p, record)} for p, record in zip(pictures, records)])
 
     def _distance(self, picture: np.ndarray, record: Record) -> float:
-        other = read_picture(self._base_files[record["id"]])
+        assert self.base is not None
+        other = read_picture(self.base / self._base_records[record["id"]]["file"])
         if picture.shape != other.shape or min(picture.shape[:2]) < SMALLEST_SIDE:
             raise ValueError(
                 f"LPIPS compares pictures of one size, {SMALLEST_SIDE} pixels or more; picture {record['id']!r} is "

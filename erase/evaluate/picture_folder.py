@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data import list_pictures
-from ..files import append_lines, atomic_path, link, read_json_lines, write_json, write_text
+from ..files import append_lines, atomic_path, file_sha256, link, read_json_lines, write_json
+from ..ledger import OWN_DIR
+from ..pictures import read_picture
 from .prompts import IMAGES_DIR, PromptRow
-from .scoring import RECORDS_FILE, Record, ScoreFile, read_picture
+from .scoring import RECORDS_FILE, Record, ScoreFile, write_records
 
 SETTINGS_FILE = "generation.json"
 QUEUE = 2
@@ -86,8 +87,7 @@ class PictureFolder:
                 f"{len(missing)} of {len(self.rows)} pictures are missing from {self.folder}, first {missing[0]!r}: "
                 "another process failed or files were removed. Run the same command again to draw them."
             )
-        lines = (json.dumps(done[row.id], ensure_ascii=False) + "\n" for row in self.rows)
-        write_text(self.folder / RECORDS_FILE, "".join(lines))
+        write_records(self.folder, [done[row.id] for row in self.rows])
         for path in self._parts():
             path.unlink()
 
@@ -102,46 +102,46 @@ class PictureFolder:
 def _is_foreign(path: Path) -> bool:
     """A kill before the settings were written may leave an empty images folder or a temporary file."""
     is_empty_images = path.name == IMAGES_DIR and path.is_dir() and not any(path.iterdir())
-    return not (is_empty_images or path.name.startswith(f".{Path(SETTINGS_FILE).stem}."))
-
-
-def adopt_pictures(source: Path, folder: Path) -> None:
-    """Give `folder` the pictures of another folder, linked, with its records, or with records made from file names.
-
-    ValueError when there are no pictures, or when `folder` holds others.
-    """
-    if (source / RECORDS_FILE).is_file():
-        records = read_json_lines(source / RECORDS_FILE)
-    else:
-        files = list_pictures(source)
-        records = [{"id": path.stem, "prompt": "", "seed": None, "file": path.name} for path in files]
-    adopted = [record | {"file": f"{IMAGES_DIR}/{Path(record['file']).name}"} for record in records]
-    if (folder / RECORDS_FILE).is_file() and read_json_lines(folder / RECORDS_FILE) != adopted:
-        raise ValueError(f"{folder} holds other pictures than {source}; give another --output_dir.")
-    for before, after in zip(records, adopted):
-        if not (folder / after["file"]).exists():
-            link(source / before["file"], folder / after["file"])
-    write_text(folder / RECORDS_FILE, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in adopted))
+    return not (is_empty_images or path.name == OWN_DIR or path.name.startswith(f".{Path(SETTINGS_FILE).stem}."))
 
 
 class PictureCache:
-    """Pictures shared between folders, by the digest of all that decides them."""
+    """Pictures shared between folders, by the digest of all that decides them; their own sha256 is in their names."""
 
     def __init__(self, folder: Path, settings: Settings):
-        self.folder = folder
-        self.made_by = {key: settings[key] for key in ("model_sha256", "scheduler", "mixed_precision", "device")}
+        names = ("model_sha256", "scheduler", "mixed_precision", "device", "packages")
+        self.folder, self.made_by = folder, {name: settings[name] for name in names}
 
-    def path(self, row: PromptRow) -> Path:
-        """Where the row's picture is or would be."""
+    def _digest(self, row: PromptRow) -> str:
         names = ("prompt", "seed", "num_inference_steps", "guidance_scale", "height", "width")
         key = json.dumps(self.made_by | {name: getattr(row, name) for name in names}, sort_keys=True)
-        digest = hashlib.sha256(key.encode()).hexdigest()
-        return self.folder / digest[:2] / f"{digest}.png"
+        return hashlib.sha256(key.encode()).hexdigest()
+
+    def path(self, row: PromptRow, sha256: str) -> Path:
+        """Where the row's picture with these contents would be."""
+        digest = self._digest(row)
+        return self.folder / digest[:2] / f"{digest}-{sha256}.png"
+
+    def has(self, row: PromptRow) -> bool:
+        """Whether there is a picture of the row, by its name alone."""
+        return bool(self._candidates(row))
 
     def find(self, rows: Iterable[PromptRow]) -> dict[str, Path]:
-        """Id → picture of the rows that it has."""
-        paths = {row.id: self.path(row) for row in rows}
-        return {name: path for name, path in paths.items() if path.is_file()}
+        """Id → picture of the rows that it has. One that somebody has changed, here or under another of its names, is
+        taken out of the cache.
+        """
+        found = {}
+        for row in rows:
+            for path in self._candidates(row):
+                if path.stem.endswith(file_sha256(path)):
+                    found[row.id] = path
+                else:
+                    path.unlink(missing_ok=True)
+        return found
+
+    def _candidates(self, row: PromptRow) -> list[Path]:
+        digest = self._digest(row)
+        return sorted((self.folder / digest[:2]).glob(f"{digest}-*.png"))
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
@@ -170,13 +170,13 @@ class PictureStore:
 
     def __call__(self, batch: Batch) -> None:
         pictures = [read_picture(p) if isinstance(p, Path) else p for p in batch.pictures]
-        records = [_record(row, picture, batch) for row, picture in zip(batch.rows, pictures)]
         try:
             for row, picture in zip(batch.rows, batch.pictures):
                 self._keep(row, picture)
+            records = [self._record(row, picture, batch) for row, picture in zip(batch.rows, pictures)]
             append_lines(self.part, records)
             if self.cache is not None:
-                self._add_to(self.cache, batch)
+                self._add_to(self.cache, batch, records)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -193,19 +193,18 @@ class PictureStore:
         else:
             write_png(self.folder / row.file, picture)
 
-    def _add_to(self, cache: PictureCache, batch: Batch) -> None:
-        for row, picture in zip(batch.rows, batch.pictures):
+    def _record(self, row: PromptRow, picture: np.ndarray, batch: Batch) -> Record:
+        made = {"height": picture.shape[0], "width": picture.shape[1], "sha256": file_sha256(self.folder / row.file)}
+        return row.as_record() | made | ({"broken": True} if row.id in batch.broken else {})
+
+    def _add_to(self, cache: PictureCache, batch: Batch, records: Sequence[Record]) -> None:
+        for row, picture, record in zip(batch.rows, batch.pictures, records):
             if not isinstance(picture, Path) and row.id not in batch.broken:
-                link(self.folder / row.file, cache.path(row))
-
-
-def _record(row: PromptRow, picture: np.ndarray, batch: Batch) -> Record:
-    broken = {"broken": True} if row.id in batch.broken else {}
-    return row.as_record() | {"height": picture.shape[0], "width": picture.shape[1]} | broken
+                link(self.folder / row.file, cache.path(row, record["sha256"]))
 
 
 def _score(file: ScoreFile, records: Sequence[Record], pictures: Sequence[np.ndarray]) -> None:
-    new = [at for at, record in enumerate(records) if record["id"] not in file.done]
+    new = [at for at, record in enumerate(records) if not file.has(record)]
     if new:
         asked = [records[at] for at in new]
         file.append(asked, file.scorer.score([pictures[at] for at in new], asked))

@@ -112,6 +112,8 @@ def protocol_rows(
 ) -> list[PromptRow]:
     """The pictures to draw; `prompts` stands in for the table's own source (a local copy of it)."""
     if protocol.family is not None:
+        if prompts is not None:
+            raise ValueError(f"The prompts of {protocol.name} are those of its family of classes; leave out --prompts.")
         family = load_family(protocol.family)
         if protocol.templates:
             family = replace(family, evaluation_templates=protocol.templates)
