@@ -1,10 +1,15 @@
 """`erase completion SHELL`: a script with which a shell completes the commands of `erase` and their flags."""
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+import shtab
 import tyro
-from tyro.extras import subcommand_cli_from_dict
+
+from .parsing import is_main_process
 
 
 def completion(shell: Annotated[Literal["bash", "zsh", "tcsh"], tyro.conf.Positional]) -> None:
@@ -19,8 +24,38 @@ def completion(shell: Annotated[Literal["bash", "zsh", "tcsh"], tyro.conf.Positi
     Args:
         shell: the shell that it is for.
     """
-    arguments = ["--tyro-print-completion", shell]
-    subcommand_cli_from_dict(commands(), prog="erase", args=arguments, use_underscores=True)
+    if is_main_process():
+        print(shtab.complete(_parser(), shell=shell))
+
+
+def _parser() -> ArgumentParser:
+    """Every command with the names of its flags, their choices, and where files are meant: what a shell completes."""
+    parser = ArgumentParser(prog="erase")
+    parser.add_argument("--version", action="store_true")
+    each = parser.add_subparsers()
+    for name, target in commands().items():
+        command = each.add_parser(name, help=(target.__doc__ or name).split("\n")[0])
+        for flag, hint in get_type_hints(target, include_extras=True).items():
+            if flag != "return":
+                _add(command, flag, hint)
+    return parser
+
+
+def _add(command: ArgumentParser, flag: str, hint: Any) -> None:
+    parts = list(_parts(hint))
+    if bool in parts:
+        command.add_argument(f"--{flag}", f"--no_{flag}", dest=flag, action="store_true")
+        return
+    name = flag if tyro.conf.Positional in parts else f"--{flag}"
+    argument = command.add_argument(name, choices=[part for part in parts if isinstance(part, str)] or None)
+    if Path in parts or (str in parts and not argument.choices):
+        argument.complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """The types, choices and notes that an annotation is made of."""
+    inside = (*get_args(hint), *getattr(hint, "__metadata__", ()))
+    yield from chain.from_iterable(map(_parts, inside)) if inside else [hint]
 
 
 def commands() -> dict[str, Callable[..., Any]]:

@@ -1,10 +1,11 @@
 """What the machine offers: precision, cores, and an accelerator that uses them."""
 
 import os
-import resource
 import sys
+from importlib.util import find_spec
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -36,9 +37,16 @@ def make_accelerator(mixed_precision: str = "auto", **arguments: Any) -> Acceler
     return Accelerator(mixed_precision=mixed_precision, **arguments)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held so far: of the GPU's memory on a GPU, of the machine's on a CPU."""
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes that this process has held so far: of the GPU's memory on a GPU, of the machine's on a CPU.
+
+    None where the system does not say.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if find_spec("resource") is None:  # Windows, which has a peak of its own
+        return getattr(psutil.Process().memory_info(), "peak_wset", None)
+    import resource
+
     # Linux counts in kilobytes, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Scope = Literal[
-    "full", "cross-attention", "cross-attention-kv", "self-attention", "all-but-cross-attention", "text-encoder"
-]
+    "full", "cross-attention", "cross-attention-kv", "self-attention", "all-but-cross-attention",
+    "all-but-cross-attention-and-norms", "all-but-cross-attention-and-ends", "text-encoder",
+]  # fmt: skip
 """Which weights may change: the denoiser's (all, or some of its layers), or the text encoder's."""
 Kind = Literal["trained", "closed-form", "inference"]
 Objective = Literal["mismatch", "ascent", "negative-guidance", "attention"]
@@ -25,6 +26,8 @@ class Method:
     """Loss of a trained method (`objectives.py`)."""
     needs_cross_attention: bool = False
     """Works on cross-attention layers, which transformers with joint attention do not have."""
+    guards: tuple[str, ...] = ()
+    """Of an inference method: the names of --guard that are this method, each with settings of its own."""
 
 
 METHODS: dict[str, Method] = {
@@ -88,11 +91,16 @@ METHODS: dict[str, Method] = {
         summary="UCE's edit within the null space of what is retained",
     ),
     "negative-prompt": Method(
-        kind="inference", source="diffusers", summary="the concept's words as negative prompt"
+        kind="inference", source="diffusers", guards=("negative-prompt",),
+        summary="the concept's words as negative prompt",
     ),
-    "sld": Method(kind="inference", source="2211.05105", summary="safe latent diffusion: guidance away from the words"),
+    "sld": Method(
+        kind="inference", source="2211.05105", guards=("sld-medium", "sld-strong", "sld-max"),
+        summary="safe latent diffusion: guidance away from the words",
+    ),
     "safree": Method(
-        kind="inference", source="2410.12761", summary="takes the concept's direction out of the prompt's embedding"
+        kind="inference", source="2410.12761", guards=("safree",),
+        summary="takes the concept's direction out of the prompt's embedding",
     ),
 }  # fmt: skip
 
@@ -103,7 +111,7 @@ def check_method(name: str, scope: str, lora_rank: int, mask: str) -> None:
     if method.kind == "inference":
         raise ValueError(
             f"{name} changes no weights, so there is nothing to train: it is a setting of `erase generate` and `erase "
-            f"evaluate`, for example --guard {'sld-medium' if name == 'sld' else name}."
+            f"evaluate`, for example --guard {method.guards[0]}."
         )
     if method.kind == "closed-form" and (scope not in ("full", "cross-attention-kv") or lora_rank):
         raise ValueError(

@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
             if classes := changes.get("retain_classes"):
                 values["concept"] = str(retaining(concept, classes[concept], args.work_dir))
             row = try_setting(concept, values | {"seed": seed}, args)
-            with log.open("a") as file:
+            with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row | {"changes": changes, "seed": seed}) + "\n")
             print(f"{concept} {changes}: {summary(row['base'], row['erased'])}", flush=True)
 

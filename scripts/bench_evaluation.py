@@ -223,7 +223,7 @@ def main(options: Options) -> None:
         "nudenet": lambda: nudenet(options.num_pictures, options.rounds),
         "memory": lambda: memory(options.memory_sizes),
     }
-    results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
+    results: dict[str, Any] = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
     for part in options.parts:
         results[part] = {"load_before": round(os.getloadavg()[0], 2)} | works[part]()
         print(f"\n{results[part]['what']}")

@@ -108,7 +108,7 @@ def is_current(row: Row) -> bool:
 
 def current_rows(path: Path) -> list[Row]:
     """The rows of docs/benchmark.json that need not be made again."""
-    return [row for row in json.loads(path.read_text()) if is_current(row)] if path.exists() else []
+    return [row for row in json.loads(path.read_text(encoding="utf-8")) if is_current(row)] if path.exists() else []
 
 
 def missing(rows: list[Row], concept: str, names: list[str], seed: int) -> list[str]:
@@ -163,7 +163,7 @@ def kept_classes(run: Path, concept: str) -> dict[str, float]:
     domain = load_concepts([concept], model=CANVAS)[0].type
     folder = run / "evaluation" / "erased"
     lines = [
-        map(json.loads, path.read_text().splitlines())
+        map(json.loads, path.read_text(encoding="utf-8").splitlines())
         for path in (folder / "records.jsonl", folder / "scores/canvas.jsonl")
     ]
     rights: dict[str, list[bool]] = defaultdict(list)

@@ -172,7 +172,8 @@ def pipeline(args: argparse.Namespace, vae: AutoencoderKL) -> StableDiffusionPip
         pipe.to(dtype=torch.float16).save_pretrained(partial)
         # transformers loads in the dtype that the config names, diffusers in float32: a plain load would mix the two.
         config = partial / "text_encoder" / "config.json"
-        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+        text = config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"')
+        config.write_text(text, encoding="utf-8")
         write_json(partial / TRAINING_FILE, {"denoiser_steps": args.denoiser_steps, "without": args.without})
         partial.rename(path)
     return StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32)

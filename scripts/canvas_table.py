@@ -62,7 +62,7 @@ def run(concept: str, setting: str, work: Path, **changes: Any) -> list[Row]:
         erase(EraseConfig.load(pretrained_model_name_or_path=CANVAS, concept=concept, output_dir=folder,
                                resume_from_checkpoint=resume, overwrite_output_dir=overwrite, **values))  # fmt: skip
     metrics = load_metrics(folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     into = metrics["details"]["canvas"]["erased"]["turns_into"]
     known = {"concept": concept, "seconds": manifest["seconds"], "turns_into": into}
     return [known | {"setting": name} | metrics[model] for name, model in (("base", "base"), (setting, "erased"))]
@@ -79,7 +79,7 @@ def gold(concept: str, model: Path, work: Path) -> Row:
         cache,
         make_accelerator(),
     ).run()
-    trained = json.loads((model / "training.json").read_text())
+    trained = json.loads((model / "training.json").read_text(encoding="utf-8"))
     known = {"concept": concept, "setting": GOLD, "denoiser_steps": trained["denoiser_steps"]}
     return known | load_metrics(folder)["erased"]
 
@@ -91,7 +91,7 @@ def gold_rows(args: argparse.Namespace) -> dict[tuple[str, str], Row]:
         rows = [gold(concept, model, args.work_dir) for concept, model in models.items() if model.is_dir()]
     else:
         earlier = args.docs / "canvas.json"
-        rows = json.loads(earlier.read_text()) if earlier.exists() else []
+        rows = json.loads(earlier.read_text(encoding="utf-8")) if earlier.exists() else []
     return {(row["concept"], GOLD): row for row in rows if row["setting"] == GOLD}
 
 

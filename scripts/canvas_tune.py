@@ -83,7 +83,7 @@ def main() -> None:
     changes = {key: yaml.safe_load(value) for key, value in (setting.split("=", 1) for setting in args.settings)}
     for concept in args.concepts:
         row = try_setting(concept, changes, args)
-        with args.log.open("a") as log:
+        with args.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
         print(f"{concept:>10} {json.dumps(changes)}: {summary(row['base'], row['erased'])}", flush=True)
 

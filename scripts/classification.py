@@ -62,7 +62,7 @@ def one_seed(dataset: str, seed: int, wanted: Mapping[str, list[str]]) -> list[R
 
 
 def run(args: argparse.Namespace, path: Path) -> None:
-    rows = {key_of(row): row for row in (json.loads(path.read_text()) if path.exists() else [])}
+    rows = {key_of(row): row for row in (json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])}
     jobs: dict[tuple[str, int], dict[str, list[str]]] = {}
     for dataset, seed, setting in product(args.datasets, range(args.seeds), SETTINGS):
         missing = [m for m in (REFERENCE, FLOOR, *APPROXIMATE) if (dataset, setting, seed, m) not in rows]
@@ -91,7 +91,7 @@ def main() -> None:
     path = args.docs / "classification.json"
     if not args.table:
         run(args, path)
-    rows = json.loads(path.read_text())
+    rows = json.loads(path.read_text(encoding="utf-8"))
     write_text(args.docs / "classification.md", as_page(rows))
     write_text(args.docs / "images" / "classification.svg", as_plot(rows))
 

@@ -160,7 +160,7 @@ def cost(rows: list[Trial], settings: Trial) -> float:
 def write(rows: list[Trial], dataset: str) -> None:
     """configs/classify/DATASET.yaml: its head as it is, the best settings below."""
     path = CONFIGS / f"{dataset}.yaml"
-    head = path.read_text().split("\n# Tuned")[0].rstrip()
+    head = path.read_text(encoding="utf-8").split("\n# Tuned")[0].rstrip()
     chosen = {}
     for setting in SETTINGS:
         of_methods = {method: best(rows, dataset, setting, method) for method in APPROXIMATE}

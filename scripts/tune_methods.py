@@ -71,7 +71,7 @@ def tried(concept: str, changes: dict[str, Any], args: argparse.Namespace) -> Ro
         if row["concept"] == concept and row["changes"] == changes:
             return row
     row = try_setting(concept, changes, args)
-    with args.log.open("a") as log:
+    with args.log.open("a", encoding="utf-8") as log:
         log.write(json.dumps(row) + "\n")
     print(f"{changes} {concept}: {summary(row['base'], row['erased'])}", flush=True)
     return row

@@ -144,7 +144,7 @@ def test_damaged_and_unknown_sources_are_refused(tmp_path: Path) -> None:
         ([], "got none of them"),
         (["--forget_fraction", "10"], "forget_fraction must be a share"),
         (["--forget_class", "ten"], "There is no class 'ten' in digits; its classes are 0, 1"),
-        (["--forget_fraction", "0.1", "--methods", "salun,retrian"], "got retrian"),
+        (["--forget_fraction", "0.1", "--methods", "salun,retrian"], "Unknown method 'retrian'. Did you mean retrain"),
         (["--forget_fraction", "0.1", "--density", "50"], "density must be a share"),
         (["--forget_fraction", "0.1", "--mask", "no.safetensors"], "there is no file no.safetensors"),
         (["--forget_indices", "no.txt"], "there is no file no.txt"),
@@ -198,7 +198,7 @@ def test_a_run_goes_on_with_the_methods_and_seeds_that_it_lacks(tmp_path: Path) 
     assert rows[: len(first)] == first
     assert sorted((r["method"], r["seed"]) for r in rows if r["method"] in ("ft", "ga")) == [
         ("ft", 0), ("ft", 1), ("ga", 0), ("ga", 1)]  # fmt: skip
-    with pytest.raises(ValueError, match="holds a run with other settings"):
+    with pytest.raises(ValueError, match="train_epochs: 2 there, 3 now"):
         run_classify(config_of(tmp_path / "out", methods="ft", train_epochs=3))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")

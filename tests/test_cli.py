@@ -9,8 +9,9 @@ import pytest
 from safetensors.torch import save_file
 
 from erase import EraseConfig
-from erase.cli import main, parse_config
+from erase.cli import main
 from erase.config import CONFIGS_DIR, read_config
+from erase.parsing import parse
 
 TinyFolder = Callable[[str], Path]
 ROOT = Path(__file__).parents[1]
@@ -44,12 +45,12 @@ def test_flags_go_on_top_of_yaml_on_top_of_the_base_preset(tmp_path: Path) -> No
     path = tmp_path / "mine.yaml"
     path.write_text("learning_rate: 1e-5\ndensity: 0.3\nsave_patch: false\nconcept: [cat, dog]\n")
     flags = ["--config", str(path), "--density", "0.2", "--pretrained_model_name_or_path", "canvas"]
-    config = parse_config(flags, "erase train")
+    config = parse(EraseConfig, "erase train", flags)
     assert config.concept == ("cat", "dog")
     assert (config.learning_rate, config.density, config.save_patch) == (1e-5, 0.2, False)
     assert config.train_batch_size == read_config("canvas")["train_batch_size"]
-    assert parse_config([*flags, "--concept", "owl", "--save-patch"], "erase").concept == ("owl",)
-    assert parse_config([*flags, "--save_patch"], "erase").save_patch is True
+    assert parse(EraseConfig, "erase", [*flags, "--concept", "owl", "--save-patch"]).concept == ("owl",)
+    assert parse(EraseConfig, "erase", [*flags, "--save_patch"]).save_patch is True
 
 
 def test_python_takes_the_same_road() -> None:
@@ -159,15 +160,13 @@ def test_folder_without_pictures(tiny: TinyFolder, tmp_path: Path, capsys: pytes
     assert not (tmp_path / "out").exists()
 
 
-def test_output_dir_of_another_run(tiny: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_dir_of_somebody_else(tiny: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "config.yaml").write_text("concept: [dog]\n")
-    assert "holds another run" in run_main(base_flags(tiny, out), capsys)
-    assert (out / "config.yaml").read_text() == "concept: [dog]\n"
-    (out / "config.yaml").rename(out / "thesis.txt")
-    assert "no run of ours" in run_main([*base_flags(tiny, out), "--overwrite_output_dir"], capsys)
-    assert (out / "thesis.txt").exists()
+    (out / "config.yaml").write_text("concept: [dog]\n", encoding="utf-8")
+    for overwrite in ([], ["--overwrite_output_dir"]):
+        assert "no run of ours" in run_main([*base_flags(tiny, out), *overwrite], capsys)
+        assert (out / "config.yaml").read_text(encoding="utf-8") == "concept: [dog]\n"
 
 
 def test_too_little_disk(

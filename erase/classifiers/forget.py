@@ -54,19 +54,20 @@ def classify(
     """
     need_name("method", method, METHODS)
     check_model(model)
-    chosen = ForgetSettings(**{"mask": own_mask(method)} | settings)
-    parts = [as_examples(part, name) for part, name in ((forget, "forget"), (retain, "retain"), (test, "test")) if
-             part is not None]  # fmt: skip
-    count = num_classes_of(model, parts[0])
-    check_split(parts[0], parts[1], count)
+    values: dict[str, Any] = {"mask": own_mask(method)} | settings
+    chosen = ForgetSettings(**values)
+    gone, kept = as_examples(forget, "forget"), as_examples(retain, "retain")
+    held = None if test is None else as_examples(test, "test")
+    count = num_classes_of(model, gone)
+    check_split(gone, kept, count)
     job = Job(
-        model=copy.deepcopy(model), forget=parts[0], retain=parts[1], num_classes=count, settings=chosen,
+        model=copy.deepcopy(model), forget=gone, retain=kept, num_classes=count, settings=chosen,
         training=training or TrainSettings(), seed=seed,
     )  # fmt: skip
     done = forgotten(job, method)
-    if test is None:
+    if held is None:
         return done
-    before, after = (score(m, *parts, seed, _whole_class(*parts[:2])) for m in (model, done.model))
+    before, after = (score(m, gone, kept, held, seed, _whole_class(gone, kept)) for m in (model, done.model))
     return replace(done, before=before, rates=after)
 
 

@@ -141,7 +141,7 @@ def load_classifier(source: str, shape: tuple[int, ...], num_classes: int) -> tu
     """
     folder = Path(source).expanduser()
     if (folder / CONFIG_FILE).is_file():
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         given = list(shape), num_classes
         if given != (config["shape"], config["num_classes"]):
             raise ValueError(

@@ -218,7 +218,7 @@ class Task:
         digest = hashlib.sha256()
         for part in (self.train_set, self.test_set):
             for tensor in (part.inputs, part.labels):
-                digest.update(tensor.contiguous().numpy())
+                digest.update(tensor.contiguous().numpy().tobytes())
         paths = {name: Path(value) for name in INPUTS[1:] if (value := getattr(self.config, name)) is not None}
         named = {f"{name}_sha256": _sha256(path) for name, path in paths.items() if path.exists()}
         return plain | {"data_sha256": digest.hexdigest()} | named

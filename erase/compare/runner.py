@@ -6,16 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
+from ..stopping import terminable
 from .config import BASE
-from .jobs import Job, Step, next_step, write_job
+from .jobs import Job, Step, drop_replaced, next_step, write_job
 
 ROOT = Path(__file__).parents[2]
 # The package's own folder comes last, so that it is found from any place and hides nothing of what is installed.
@@ -25,9 +27,11 @@ ERASE = (sys.executable, "-c",
 """What `erase` is started as, wherever the command itself is."""
 PAUSE = 0.1
 """Seconds between looks at the processes."""
-GRACE = 15.0
-"""Seconds that a process has to end after it was asked to."""
+GRACE = 60.0
+"""Seconds that a process has to end after it was asked to: a training step and its checkpoint take some."""
 TAIL_LINES = 15
+LOG_ENCODING = {"PYTHONIOENCODING": "utf-8"}
+"""Elsewhere than on a console, Windows would write another encoding than logs are read in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,7 @@ def run_jobs(jobs: Sequence[Job], processes: int = 1) -> list[Failure]:
     refuse_launcher()
     left = [job for job in jobs if job.left()]
     bases, others = ([job for job in left if (job.kind == BASE) == is_base] for is_base in (True, False))
-    with _bar(len(jobs), len(jobs) - len(left)) as bar, _interruptible():
+    with _bar(len(jobs), len(jobs) - len(left)) as bar, terminable():
         return _run_group(bases, 1, bar) or _run_group(others, processes, bar)
 
 
@@ -103,6 +107,7 @@ def _run_group(jobs: Sequence[Job], at_once: int, bar: Any) -> list[Failure]:
                 elif one.job.left():
                     running.append(_start(one.job, one.slot, at_once))
                     continue
+                drop_replaced(one.job)
                 bar.update()
     finally:
         _stop([one.process for one in running])
@@ -118,7 +123,7 @@ def _start(job: Job, slot: int, at_once: int) -> Running:
     with job.log.open("ab") as log:
         log.write(f"\n$ erase {' '.join(step.arguments)}\n".encode())
         log.flush()
-        process = _popen(command, log, os.environ | environment(slot, at_once))
+        process = _popen(command, log, os.environ | LOG_ENCODING | environment(slot, at_once))
     if at_once > 1 and hasattr(os, "sched_setaffinity"):
         # A run takes as many threads as it has cores: this, not OMP_NUM_THREADS, is what it goes by.
         os.sched_setaffinity(process.pid, share_of(sorted(os.sched_getaffinity(0)), slot, at_once))
@@ -126,10 +131,12 @@ def _start(job: Job, slot: int, at_once: int) -> Running:
 
 
 def _popen(command: Sequence[str], log: IO[bytes], env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    # A session of its own: Ctrl-C reaches this process alone, which then stops the others in good order.
+    # A session of its own (on Windows a group): Ctrl-C reaches this process alone, which stops the others in order.
+    group = subprocess.CREATE_NEW_PROCESS_GROUP if sys.platform == "win32" else 0
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
-    )
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True,
+        creationflags=group,
+    )  # fmt: skip
 
 
 def environment(slot: int, at_once: int) -> dict[str, str]:
@@ -177,37 +184,35 @@ def log_tail(path: Path, lines: int = TAIL_LINES) -> str:
 
 def _stop(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
     """Ask the processes and what they started to end, then make them."""
-    for process in processes:
-        _signal(process, signal.SIGTERM)
+    families = [_family(process) for process in processes]
+    for process, family in zip(processes, families):
+        _end(process, family, by_force=False)
     deadline = time.monotonic() + GRACE
-    for process in processes:
+    for process, family in zip(processes, families):
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            _signal(process, signal.SIGKILL)
+            _end(process, family, by_force=True)
             process.wait()
 
 
-def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, number)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """A request to end (SIGTERM, or SIGHUP of a terminal that closes) stops the runs as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    default = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
-    for number in default:
-        signal.signal(number, interrupt)
+def _family(process: "subprocess.Popen[bytes]") -> "list[psutil.Process]":
+    """What the process has started so far, where the system has no groups of processes (Windows)."""
+    if hasattr(os, "killpg") or process.poll() is not None:
+        return []
     try:
-        yield
-    finally:
-        for number in default:
-            signal.signal(number, signal.SIG_DFL)
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:  # it has ended meanwhile
+        return []
+
+
+def _end(process: "subprocess.Popen[bytes]", family: "Sequence[psutil.Process]", *, by_force: bool) -> None:
+    if process.poll() is not None:
+        return
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL if by_force else signal.SIGTERM)
+        return
+    (process.kill if by_force else process.terminate)()
+    for one in family:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
