@@ -173,7 +173,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def pipeline_files(folder: Path) -> list[Path]:
     """The files of a diffusers folder that its pipeline needs, relative to it: model_index.json and its components'."""
-    index = json.loads((folder / "model_index.json").read_text())
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     components = sorted(name for name in index if not name.startswith("_") and (folder / name).is_dir())
     files = [path for name in components for path in sorted((folder / name).rglob("*")) if path.is_file()]
     kept = [path for path in files if path.suffix not in SKIPPED_SUFFIXES]

@@ -1,7 +1,7 @@
 """Data sets by name: scikit-learn's bundled ones, the canvas's pictures, CIFAR and others by hub id or local path."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from ..canvas import OBJECTS, RESOLUTION, SHEET_FILE, STYLES
-from ..data import PICTURE_SUFFIXES
+from ..pictures import as_rgb, list_pictures, read_picture
 from .examples import Examples, Normalization, from_arrays
 
 INSTALL = 'pip install "diffusers-erase[classify]"'
@@ -163,8 +163,9 @@ def _from_cifar_binary(folder: Path) -> Split:
         for part, padding in zip(parts, (4, 0))
     )
     names_file = folder / ("fine_label_names.txt" if fine else "batches.meta.txt")
-    names = names_file.read_text().split() if names_file.is_file() else map(str, range(100 if fine else 10))
-    return train, held, tuple(names)
+    if names_file.is_file():
+        return train, held, tuple(names_file.read_text(encoding="utf-8").split())
+    return train, held, tuple(map(str, range(100 if fine else 10)))
 
 
 def _records(file: Path, head: int) -> np.ndarray:
@@ -179,7 +180,7 @@ def _from_folders(folder: Path) -> Split:
     held = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
     if held is None:
         raise ValueError(f"{folder} has train/ but neither test/ nor val/.")
-    classes = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
+    classes = _folders(folder / "train")
     annotations = held / "val_annotations.txt"
     test = _annotated(held, annotations, classes) if annotations.is_file() else picture_folder(held, classes)
     train = picture_folder(folder / "train", classes)
@@ -190,38 +191,46 @@ def picture_folder(folder: Path, classes: list[str] | None = None) -> Examples:
     """Pictures of a folder that has a folder for each class, in the order of `classes` (default: by name)."""
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    found = _folders(folder)
     classes = classes or found
     unknown = sorted(set(found) - set(classes))
     if not found or unknown:
         what = f"the classes {', '.join(unknown)}, which the training set lacks" if unknown else "no folder of a class"
         raise ValueError(f"{folder} holds {what}; expected {folder.name}/CLASS/PICTURE.")
-    files = [(p, at) for at, name in enumerate(classes) for p in _pictures(folder / name)]
+    files = [(p, at) for at, name in enumerate(classes) if name in found for p in list_pictures(folder / name)]
     return _read([file for file, _ in files], [label for _, label in files])
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder; hidden ones are a file manager's."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _annotated(folder: Path, annotations: Path, classes: list[str]) -> Examples:
     """Tiny-ImageNet's validation set: one folder of pictures and a table of file name and class."""
     places = {name: at for at, name in enumerate(classes)}
-    lines = [line.split("\t")[:2] for line in annotations.read_text().splitlines() if line]
+    lines = [line.split("\t")[:2] for line in annotations.read_text(encoding="utf-8").splitlines() if line]
     return _read([folder / "images" / file for file, _ in lines], [places[name] for _, name in lines])
 
 
 def _read(files: list[Path], labels: list[int]) -> Examples:
-    inputs = _stacked(Image.open(file) for file in files)
+    inputs = _stacked(map(read_picture, files))
     return Examples(inputs=inputs, labels=torch.tensor(labels), normalization=IMAGENET)
 
 
-def _stacked(pictures: Iterable[Image.Image]) -> Tensor:
-    """(N, 3, H, W) uint8 of pictures that are all of one size; each is closed when it has been read."""
-    arrays = []
-    for picture in pictures:
-        with picture:
-            arrays.append(np.asarray(picture.convert("RGB")))
+def _opened(pictures: Iterable[Image.Image]) -> Iterator[np.ndarray]:
+    """uint8 (H, W, 3) of opened pictures, each closed when it has been read."""
+    for row, picture in enumerate(pictures):
+        try:
+            with picture:
+                yield as_rgb(picture)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"The picture of row {row} cannot be read ({error}).") from error
+
+
+def _stacked(pictures: Iterable[np.ndarray]) -> Tensor:
+    """(N, 3, H, W) uint8 of pictures (H, W, 3) that are all of one size."""
+    arrays = list(pictures)
     sizes = sorted({array.shape for array in arrays})
     if len(sizes) != 1:
         shown = ", ".join(f"{shape[1]}×{shape[0]}" for shape in sizes[:5]) or "none"
@@ -261,7 +270,7 @@ def from_columns(table: Any, label_column: str | None = None) -> Examples:
     pictures = [name for name, feature in table.features.items() if type(feature).__name__ == "Image"]
     if len(pictures) != 1:
         raise ValueError(f"Expected one column of pictures, found {pictures or 'none'} in {table.column_names}.")
-    inputs = _stacked(table[pictures[0]])
+    inputs = _stacked(_opened(table[pictures[0]]))
     normalization = CIFAR if inputs.shape[-1] == 32 else IMAGENET
     return Examples(inputs=inputs, labels=torch.tensor(table[label]), normalization=normalization)
 
