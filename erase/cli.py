@@ -46,6 +46,8 @@ def patch(
     patch_file: Annotated[Path, tyro.conf.Positional],
     *,
     pretrained_model_name_or_path: str,
+    revision: str | None = None,
+    variant: str | None = None,
     output_dir: Path,
     strength: float = 1.0,
 ) -> None:
@@ -54,6 +56,8 @@ def patch(
     Args:
         patch_file: erase-patch.safetensors of a run.
         pretrained_model_name_or_path: the base that the patch was made from.
+        revision: hub revision of the base.
+        variant: weight variant of the base's files, such as fp16; the result is written under it too.
         output_dir: where the patched pipeline is written; must not exist.
         strength: 1 is the erased model, 0 the base; between and beyond interpolate.
     """
@@ -65,11 +69,11 @@ def patch(
     load_patch(patch_file)
     if output_dir.exists():
         raise ValueError(f"output_dir {output_dir} exists; choose another.")
-    base = resolve_model(pretrained_model_name_or_path)
-    denoiser = load_denoiser(str(base))
+    base = resolve_model(pretrained_model_name_or_path, revision, variant)
+    denoiser = load_denoiser(str(base), variant=variant)
     apply_patch(denoiser.pipeline, patch_file, strength)
     output_dir.mkdir(parents=True)
-    export_pipeline(denoiser, base, output_dir)
+    export_pipeline(denoiser, base, output_dir, variant)
     print(f"The patched pipeline is in {output_dir}.")
 
 
