@@ -27,6 +27,7 @@ from .methods import METHODS
 from .models.base import Conditioning, Denoiser
 from .models.schedulers import set_scheduler
 from .pictures import read_picture
+from .progress import OnStep
 from .store import OpenStore, Store
 
 CONTACT_SHEET_TILES = 64
@@ -206,9 +207,9 @@ def sample_latents(
     """Latents (N, C, h, w) of N prompts from the base model's sampler, with no decode and re-encode between."""
     settings = _sampler_settings(denoiser, config, config.data_guidance_scale)
 
-    def make(batch: _Drawn) -> dict[str, Tensor]:
+    def make(batch: _Drawn, on_step: OnStep) -> dict[str, Tensor]:
         x = denoiser.sample_latents(
-            *batch, config.data_num_inference_steps, config.data_guidance_scale, config.data_solver
+            *batch, config.data_num_inference_steps, config.data_guidance_scale, config.data_solver, on_step=on_step
         )
         return {"latents": x}
 
@@ -225,10 +226,9 @@ def sample_trajectories(
     guidance = config.trajectory_guidance_scale
     settings = _sampler_settings(denoiser, config, guidance) | {"points": config.trajectory_points}
 
-    def make(batch: _Drawn) -> dict[str, Tensor]:
-        x, t = denoiser.sample_trajectories(
-            *batch, config.data_num_inference_steps, guidance, config.data_solver, config.trajectory_points
-        )
+    def make(batch: _Drawn, on_step: OnStep) -> dict[str, Tensor]:
+        steps, solver, points = config.data_num_inference_steps, config.data_solver, config.trajectory_points
+        x, t = denoiser.sample_trajectories(*batch, steps, guidance, solver, points, on_step=on_step)
         return {"latents": x, "timesteps": t}
 
     found = _sampled("trajectories", role, prompts, config, opened, settings, make)
@@ -263,15 +263,15 @@ def _sampled(
     config: EraseConfig,
     opened: OpenStore,
     settings: dict[str, Any],
-    make: Callable[[_Drawn], dict[str, Tensor]],
+    make: Callable[[_Drawn, OnStep], dict[str, Tensor]],
 ) -> dict[str, Tensor]:
     """Rows of a store, one for each prompt at a seed of its own; ValueError when the base model makes NaN."""
     seeds = picture_seeds(prompts, config.seed)
     store = opened(kind, settings)
 
-    def checked(rows: list[int]) -> dict[str, Tensor]:
+    def checked(rows: list[int], on_step: OnStep) -> dict[str, Tensor]:
         with store.accelerator.autocast():
-            made = make(([prompts[row] for row in rows], [seeds[row] for row in rows]))
+            made = make(([prompts[row] for row in rows], [seeds[row] for row in rows]), on_step)
         if not torch.isfinite(made["latents"]).all():
             raise ValueError(f"The base model made non-finite latents for {role} pictures; try --mixed_precision no.")
         return {name: tensor.cpu() for name, tensor in made.items()}
@@ -283,7 +283,7 @@ def _sampled(
 def encode_prompts(denoiser: Denoiser, texts: Sequence[str], opened: OpenStore, batch_size: int = 32) -> Conditioning:
     """Encode each prompt once; rows follow `texts`."""
 
-    def make(rows: list[int]) -> dict[str, Tensor]:
+    def make(rows: list[int], on_step: OnStep) -> dict[str, Tensor]:
         with torch.no_grad():
             encoded = denoiser.encode([texts[row] for row in rows])
         return {key: value.cpu().contiguous() for key, value in encoded.items()}
@@ -296,7 +296,7 @@ def encode_pictures(denoiser: Denoiser, paths: Sequence[Path], opened: OpenStore
     """Latents (N, C, h, w) of picture files, centre-cropped to a square and resized, encoded once."""
     keys = [file_sha256(path) for path in paths]
 
-    def make(rows: list[int]) -> dict[str, Tensor]:
+    def make(rows: list[int], on_step: OnStep) -> dict[str, Tensor]:
         pictures = np.stack([_square(paths[row], denoiser.resolution) for row in rows])
         return {"latents": denoiser.encode_images(pictures).cpu()}
 

@@ -135,9 +135,7 @@ def find(claim: Claim) -> Output:
     if is_empty(folder):
         return Output(claim=claim, work=folder, state="new")
     if not is_ours(folder):
-        raise ValueError(
-            f"output_dir {folder} holds files that no run of ours wrote ({_some(folder)}); choose another --output_dir."
-        )
+        raise ValueError(f"output_dir {folder} {_whose(folder)}; choose another --output_dir.")
     if claim.overwrite:
         _refuse_losses(claim)
         work = folder / OWN_DIR / NEXT_DIR
@@ -221,6 +219,14 @@ def _refuse_losses(claim: Claim) -> None:
             + (f" (and {len(edited) - 1} more)" if len(edited) > 1 else "")
             + "; move what you want to keep elsewhere before --overwrite_output_dir replaces it."
         )
+
+
+def _whose(folder: Path) -> str:
+    """Why nothing may be written into a folder that holds no result of its own."""
+    for parent in folder.absolute().parents:
+        if is_ours(parent) and any(path.is_relative_to(folder.resolve()) for path in owned_files(parent)):
+            return f"is part of the result in {parent}"
+    return f"holds files that no run of ours wrote ({_some(folder)})"
 
 
 def _some(folder: Path) -> str:

@@ -16,12 +16,14 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .files import atomic_save, read_safetensors, write_json
+from .progress import BatchProgress, OnStep, picture_bar
 
 PACKAGES = ("torch", "diffusers", "transformers")
 """Libraries of which another version makes other numbers."""
+LABELS = {"latents": "training pictures", "trajectories": "trajectories", "prompts": "prompts", "encoded": "pictures"}
+"""What a progress bar calls each kind of row."""
 
 
 class Store:
@@ -45,20 +47,23 @@ class Store:
             raise ValueError(f"The cache {self.folder} is not what its name says; delete that folder and start again.")
 
     def fetch(
-        self, keys: Sequence[str], batch_size: int, make: Callable[[list[int]], dict[str, Tensor]]
+        self, keys: Sequence[str], batch_size: int, make: Callable[[list[int], OnStep], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The rows named by `keys`, in their order; `make` gets the numbers of up to `batch_size` missing ones."""
+        """The rows named by `keys`, in their order; `make` gets the numbers of up to `batch_size` missing ones, and who
+        wants to hear after each denoising step.
+        """
         present = self._index()
         missing = [row for row, key in enumerate(keys) if key not in present]
         batches = [missing[first : first + batch_size] for first in range(0, len(missing), batch_size)]
         mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         self.accelerator.wait_for_everyone()
-        bar = tqdm(total=len(missing), desc=self.kind, unit="row", disable=not (missing and self._speaks))
-        for batch in mine:
-            names = json.dumps([keys[row] for row in batch])
-            atomic_save(make(batch), self.folder / f"{_digest(names)}.safetensors", {"keys": names})
-            bar.update(len(batch) * min(len(batches), self.accelerator.num_processes))
-        bar.close()
+        with picture_bar(len(missing), LABELS[self.kind], shown=self._speaks, unit="row") as bar:
+            for batch in mine:
+                names = json.dumps([keys[row] for row in batch])
+                # The bar is the main process's: the others are taken to keep pace.
+                moving = BatchProgress(bar, len(batch) * min(len(batches), self.accelerator.num_processes))
+                atomic_save(make(batch, moving), self.folder / f"{_digest(names)}.safetensors", {"keys": names})
+                moving.finish()
         self.accelerator.wait_for_everyone()
         return self._read(keys)
 

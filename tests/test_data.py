@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from erase.data import cycled, in_fixed_order, picture_seeds
 from erase.evaluate.protocols import load_protocol, protocol_rows
+from erase.progress import OnStep
 from erase.store import Store
 from erase.trainer import positions
 
@@ -22,7 +23,7 @@ class Maker:
     def __init__(self, keys: list[str], fail_at: int | None = None):
         self.keys, self.fail_at, self.batches = keys, fail_at, []
 
-    def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[int], on_step: OnStep) -> dict[str, torch.Tensor]:
         if self.fail_at == len(self.batches):
             raise KeyboardInterrupt
         self.batches.append(rows)

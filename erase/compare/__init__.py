@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..output import Claim, find
+from ..stopping import explained
 from .config import CompareConfig
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 JSON_FILE = "compare.json"
 MARKDOWN_FILE = "compare.md"
 PAGE_FILE = "compare.html"
-INTERRUPTED = 130
-"""Exit status of a command that Ctrl-C ended."""
 
 
 def run_compare(config: CompareConfig) -> Path:
@@ -32,20 +32,25 @@ def run_compare(config: CompareConfig) -> Path:
     Runs of earlier calls in the same folder stay in the table. Raises ValueError before the first run when something
     cannot be done, and after the last when runs failed; the table is written all the same.
     """
-    from .jobs import check, plan
+    from .jobs import RUNS_DIR, check, plan, set_aside, write_protocol
     from .runner import run_jobs
 
+    # Runs are replaced one by one, so the folder as a whole never is.
+    output = find(Claim(folder=config.output_dir, command="compare"))
+    output.refuse_other()
     jobs = plan(config)
-    check(jobs, config.overwrite_output_dir)
-    try:
+    again = check(jobs, config.overwrite_output_dir)
+    runs = config.output_dir / RUNS_DIR
+    with explained(lambda: f"The runs in {runs} are kept; the same command continues them."), output.writing():
+        write_protocol(config)
+        for job in again:
+            set_aside(job)
+        print(f"Each run writes a log: {runs}/METHOD/seed-N.log", file=sys.stderr)
         failures = run_jobs(jobs, config.processes)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on where the runs are.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    said = "\n".join(failure.describe() for failure in failures)
-    if not jobs[0].left():
-        print(f"{write_comparison(config, jobs, failures)}\n\nThe page: {config.output_dir / PAGE_FILE}")
+        if not jobs[0].left():
+            print(f"{write_comparison(config, jobs, failures)}\n\nThe page: {config.output_dir / PAGE_FILE}")
     if failures:
+        said = "\n".join(failure.describe() for failure in failures)
         raise ValueError(f"{len(failures)} of {len(jobs)} runs failed; the same command tries them again.\n{said}")
     return config.output_dir
 
@@ -56,11 +61,13 @@ def write_comparison(config: CompareConfig, jobs: "Sequence[Job]", failures: "Se
 
     from ..config import read_config
     from ..files import write_json, write_text
+    from ..output import now
     from .comparison import collect, summaries_of
     from .page import render
     from .table import markdown_table, text_table
 
     made = {
+        "date": now(),
         "command": shlex.join(["erase", *sys.argv[1:]]),
         "processes": config.processes,
         "config": yaml.safe_dump(read_config(config.config), sort_keys=False) if config.config else None,

@@ -7,27 +7,27 @@ output_dir/runs/LABEL/
 """
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
 import yaml
 
-from ..cli import parse_config
 from ..concepts import load_concepts
 from ..config import CANVAS, CONFIGS_DIR, EraseConfig, layered
 from ..evaluate.config import EvaluateConfig
 from ..files import write_json, write_text
+from ..inputs import check_erase, check_evaluate
+from ..output import discard, is_ours
+from ..parsing import parse
+from ..resume import LATEST
 from .config import BASE, CompareConfig, Entry, slug
 
 RUNS_DIR = "runs"
 EVALUATION_DIR = "evaluation"
 PROTOCOL_FILE = "protocol.yaml"
 CONFIG_FILE = "config.yaml"
-CHECKPOINTS = "checkpoint-*/state.safetensors"
 MANIFEST_FILE = "manifest.json"
 PROOF_BATCH_SIZE = 60
 """The proof's own: the base's and the guards' pictures are drawn in batches of the same size."""
@@ -106,9 +106,7 @@ class Job:
 def plan(config: CompareConfig) -> list[Job]:
     """Base, guards, then every other method seed by seed, an edit without anything random with the first seed alone.
 
-    A flag that cannot work is an error here.
-
-    Where the proof is asked for with other counts than its own, its protocol is written to output_dir/protocol.yaml.
+    A flag that cannot work is an error here; nothing is written.
     """
     model = config.pretrained_model_name_or_path
     kind = layered(config.config, {"pretrained_model_name_or_path": model}).get("concept_type")
@@ -129,7 +127,8 @@ def plan(config: CompareConfig) -> list[Job]:
 
 def _has_chance(entry: Entry, settings: Settings) -> bool:
     """Whether another seed gives other weights."""
-    return entry.kind == "trained" or settings["mask"] == "random"
+    copies = entry.method == "speed" and int(settings["edit_augmentations"]) > 0
+    return entry.kind == "trained" or settings["mask"] == "random" or copies
 
 
 def _run(config: CompareConfig, concept: str, entry: Entry, settings: Settings, seed: int) -> Job:
@@ -144,8 +143,10 @@ def _run(config: CompareConfig, concept: str, entry: Entry, settings: Settings, 
 
 def _untrained(config: CompareConfig, concept: str, label: str, kind: str, flags: Mapping[str, str]) -> Job:
     folder = config.output_dir / RUNS_DIR / slug(label) / "run"
-    step = _evaluate(config, folder, flags)
-    tyro.cli(EvaluateConfig, prog="erase evaluate", args=step.arguments[1:], use_underscores=True)
+    common = layered(config.config, {"pretrained_model_name_or_path": config.pretrained_model_name_or_path})
+    files = {name: common[name] for name in ("revision", "variant") if common.get(name)}
+    step = _evaluate(config, folder, files | dict(flags))
+    check_evaluate(parse(EvaluateConfig, "erase evaluate", _with_shipped_protocol(config, step.arguments[1:])))
     return Job(label=label, kind=kind, concept=concept, seed=None, folder=folder, steps=(step,))
 
 
@@ -165,34 +166,49 @@ def _train_flags(config: CompareConfig, entry: Entry) -> list[str]:
 
 def _settings(config: CompareConfig, entry: Entry) -> Settings:
     """config.yaml of the entry's runs, but for seed and folder: the run's own parser reads the same flags."""
-    return parse_config(_train_flags(config, entry), "erase train").as_dict()
+    settings = parse(EraseConfig, "erase train", _train_flags(config, entry))
+    check_erase(settings)
+    return settings.as_dict()
 
 
 def _evaluate(config: CompareConfig, folder: Path, model: Mapping[str, str]) -> Step:
-    counts = {"num_target_images": config.num_target_images, "num_kept_images": config.num_kept_images}
     flags: dict[str, Any] = {"base": config.pretrained_model_name_or_path, **model}
     if config.protocol:
         flags |= {"protocol": config.protocol} | dict(_pair(text) for text in config.evaluate)
     else:
-        flags |= {"protocol": str(_proof_protocol(config, counts)), "batch_size": PROOF_BATCH_SIZE}
+        protocol = CANVAS if _own_protocol(config) is None else str(config.output_dir / PROTOCOL_FILE)
+        flags |= {"protocol": protocol, "batch_size": PROOF_BATCH_SIZE}
         common = layered(config.config, {"pretrained_model_name_or_path": CANVAS})
         flags |= {"mixed_precision": common.get("mixed_precision", "auto")}
     # A path of ours is no setting: the comparison's folder may be named otherwise the next time.
     settings = {key: value for key, value in flags.items() if key != "model" or value != str(folder)}
-    settings |= {} if config.protocol else counts | {"protocol": CANVAS}
+    settings |= {} if config.protocol else _counts(config) | {"protocol": CANVAS}
     flags |= {"output_dir": str(folder / EVALUATION_DIR), "data_cache_dir": str(config.data_cache_dir)}
     made = folder / EVALUATION_DIR / "evaluation.json"
     return Step(arguments=("evaluate", *_tokens(flags)), settings=settings, made=made)
 
 
-def _proof_protocol(config: CompareConfig, counts: Mapping[str, int]) -> Path | str:
-    """The canvas's protocol with the comparison's own counts: its name, or the file that it was written to."""
+def _counts(config: CompareConfig) -> dict[str, int]:
+    return {name: getattr(config, name) for name in ("num_target_images", "num_kept_images")}
+
+
+def _own_protocol(config: CompareConfig) -> dict[str, Any] | None:
+    """The canvas's protocol with the comparison's own counts; None where they are the shipped ones."""
     shipped = yaml.safe_load((CONFIGS_DIR / "protocols" / f"{CANVAS}.yaml").read_text(encoding="utf-8"))
-    if shipped | counts == shipped:
-        return CANVAS
-    path = config.output_dir / PROTOCOL_FILE
-    write_text(path, yaml.safe_dump(shipped | counts, sort_keys=False))
-    return path
+    own = shipped | _counts(config)
+    return None if config.protocol or own == shipped else own
+
+
+def write_protocol(config: CompareConfig) -> None:
+    """Write output_dir/protocol.yaml, where the proof is asked for with other counts than its own."""
+    if (own := _own_protocol(config)) is not None:
+        write_text(config.output_dir / PROTOCOL_FILE, yaml.safe_dump(own, sort_keys=False))
+
+
+def _with_shipped_protocol(config: CompareConfig, arguments: Sequence[str]) -> list[str]:
+    """The arguments with the shipped protocol in place of the file that is not written yet."""
+    own = str(config.output_dir / PROTOCOL_FILE)
+    return [CANVAS if argument == own else argument for argument in arguments]
 
 
 def _tokens(flags: Mapping[str, Any]) -> list[str]:
@@ -235,13 +251,10 @@ def _settings_there(job: Job, step: Step) -> Settings | None:
     return json.loads(job.file.read_text(encoding="utf-8"))["settings"].get(step.name)
 
 
-def check(jobs: list[Job], overwrite: bool) -> None:
-    """Refuse runs that were made with other settings, or remove them where that was asked for."""
+def check(jobs: list[Job], overwrite: bool) -> list[Job]:
+    """The runs that were made with other settings and are to be made again; ValueError unless that was asked for."""
     odd = {job.name: (job, found) for job in jobs if (found := differences(job))}
-    if overwrite:
-        for job, _ in odd.values():
-            remove(job)
-    elif odd:
+    if odd and not overwrite:
         name, (job, found) = next(iter(odd.items()))
         others = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
         raise ValueError(
@@ -249,23 +262,34 @@ def check(jobs: list[Job], overwrite: bool) -> None:
             + "\n  ".join(found)
             + "\nGive another --output_dir, the settings of before, or make these runs again: --overwrite_output_dir."
         )
+    return [job for job, _ in odd.values()]
 
 
-def remove(job: Job) -> None:
-    """Remove a run; its pictures stay in the cache."""
-    shutil.rmtree(job.folder, ignore_errors=True)
-    job.file.unlink(missing_ok=True)
+def _aside(job: Job) -> Path:
+    return job.folder.with_name(f".replaced-{job.folder.name}")
+
+
+def set_aside(job: Job) -> None:
+    """Keep a run under another name until the one that takes its place is done."""
+    if _aside(job).exists():
+        discard(job.folder)  # a replacement that was not finished either
+    else:
+        job.folder.replace(_aside(job))
+
+
+def drop_replaced(job: Job) -> None:
+    """Remove the run that a finished one has replaced; files of somebody else's stay where they were put."""
+    if _aside(job).exists() and not job.left():
+        discard(_aside(job))
 
 
 def next_step(job: Job) -> Step | None:
-    """What to run next, if anything: training goes on at its newest checkpoint; without one it begins again."""
+    """What to run next, if anything; a training that was stopped continues from whatever stage it reached."""
     step = next(iter(job.left()), None)
-    if step is None or step.name != "train":
+    begun = is_ours(job.folder) or (job.folder / CONFIG_FILE).is_file()
+    if step is None or step.name != "train" or not begun:
         return step
-    if any(job.folder.glob(CHECKPOINTS)):
-        return replace(step, arguments=(*step.arguments, "--resume_from_checkpoint", "latest"))
-    begun = (job.folder / CONFIG_FILE).is_file()
-    return replace(step, arguments=(*step.arguments, "--overwrite_output_dir")) if begun else step
+    return replace(step, arguments=(*step.arguments, "--resume_from_checkpoint", LATEST))
 
 
 def write_job(job: Job) -> None:

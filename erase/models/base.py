@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..methods import Scope
+from ..progress import OnStep, step_callback
 from .schedulers import set_scheduler
 from .tokens import TextReader
 
@@ -90,10 +91,19 @@ class Denoiser(ABC):
 
     @torch.no_grad()
     def sample_latents(
-        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance_scale: float, solver: str = "default"
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        guidance_scale: float,
+        solver: str = "default",
+        on_step: OnStep | None = None,
     ) -> Tensor:
-        """Run the pipeline and return its final latents (B, C, h, w); row i starts from `seeds[i]`'s noise."""
-        return self._sample(prompts, seeds, steps, guidance_scale, solver)
+        """Run the pipeline and return its final latents (B, C, h, w); row i starts from `seeds[i]`'s noise.
+
+        `on_step` hears after each step which share of them is done.
+        """
+        return self._sample(prompts, seeds, steps, guidance_scale, solver, **step_callback(on_step))
 
     @torch.no_grad()
     def sample_trajectories(
@@ -104,6 +114,7 @@ class Denoiser(ABC):
         guidance_scale: float,
         solver: str = "default",
         points: int = 10,
+        on_step: OnStep | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Half-denoised latents (B, P, C, h, w) of `sample_latents` and their timesteps (B, P).
 
@@ -122,7 +133,7 @@ class Denoiser(ABC):
                 times.append(pipe.scheduler.timesteps[step + 1].cpu())
             return {}
 
-        self._sample(prompts, seeds, steps, guidance_scale, solver, callback_on_step_end=keep)
+        self._sample(prompts, seeds, steps, guidance_scale, solver, **step_callback(on_step, keep))
         x, t = torch.stack(passed, 1), torch.stack(times)
         chosen = torch.stack(
             [
