@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from erase.classifiers.config import ClassifyConfig, method_settings
+from erase.classifiers.methods import METHODS
 from erase.classifiers.nets import load_classifier
 from erase.classifiers.run import Task, run_classify
 from erase.classifiers.sources import canvas_pictures, load_source
@@ -23,6 +25,7 @@ from erase.classifiers.training import predict
 from erase.cli import main
 from erase.files import read_json_lines
 from erase.saliency import SaliencyMask
+from erase.stopping import Stopped
 
 QUICK = {"model": "mlp", "train_epochs": 12, "train_batch_size": 64}
 
@@ -204,6 +207,46 @@ def test_a_run_goes_on_with_the_methods_and_seeds_that_it_lacks(tmp_path: Path) 
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="no run of ours wrote"):
         run_classify(config_of(tmp_path / "full", methods="ft"))
+
+
+def test_a_run_that_is_stopped_keeps_its_rows_and_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(job: object) -> None:
+        raise KeyboardInterrupt
+
+    flags = {"methods": "ft,rl,l1-sparse", "train_epochs": 2}
+    whole = run_classify(config_of(tmp_path / "whole", **flags))
+    with monkeypatch.context() as patched:
+        patched.setitem(METHODS, "rl", stop)
+        with pytest.raises(Stopped, match="Kept: 2 rows of the table. The same command continues"):
+            run_classify(config_of(tmp_path / "cut", **flags))
+    assert [row["method"] for row in read_json_lines(tmp_path / "cut/rows.jsonl")] == ["original", "ft"]
+    cut = run_classify(config_of(tmp_path / "cut", **flags))
+    tables = [json.loads((folder / "classify.json").read_text(encoding="utf-8")) for folder in (whole, cut)]
+    first, second = ([row | {"rte": 0} for row in table] for table in tables)
+    assert first == second
+
+
+def test_overwriting_takes_our_files_and_no_others(tmp_path: Path) -> None:
+    flags: dict[str, object] = {"methods": "ft", "train_epochs": 2}
+    folder = run_classify(config_of(tmp_path / "out", **flags))
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    changed = flags | {"train_epochs": 3, "save_models": False, "overwrite_output_dir": True}
+    run_classify(config_of(tmp_path / "out", **changed))
+    assert (folder / "notes.txt").read_text(encoding="utf-8") == "mine" and not (folder / "models").exists()
+    assert yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["train_epochs"] == 3
+    assert len(read_json_lines(folder / "rows.jsonl")) == 2
+
+
+def test_rows_of_another_forget_set_are_not_mixed_in(tmp_path: Path) -> None:
+    wanted = tmp_path / "rows.txt"
+    flags = {"forget_fraction": None, "forget_indices": wanted, "methods": "ft", "train_epochs": 2}
+    wanted.write_text("1\n2\n3\n", encoding="utf-8")
+    run_classify(config_of(tmp_path / "out", **flags))
+    wanted.write_text("4\n5\n6\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="forget_indices_sha256"):
+        run_classify(config_of(tmp_path / "out", **flags))
 
 
 def test_seeds_in_processes_give_the_same_rows(tmp_path: Path) -> None:

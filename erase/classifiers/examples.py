@@ -115,7 +115,7 @@ def _converted(data: Any, name: str) -> Examples:
 
 def from_arrays(inputs: Any, labels: Any, name: str) -> Examples:
     """Examples from arrays or tensors; uint8 pictures become 0–1."""
-    inputs, labels = torch.as_tensor(np.asarray(inputs)), torch.as_tensor(np.asarray(labels))
+    inputs, labels = _tensor(inputs, f"inputs of the {name} set"), _tensor(labels, f"labels of the {name} set")
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         raise ValueError(
             f"The labels of the {name} set must be one whole number each, got {tuple(labels.shape)} of {labels.dtype}."
@@ -131,6 +131,24 @@ def from_arrays(inputs: Any, labels: Any, name: str) -> Examples:
     return Examples(inputs=inputs.float(), labels=labels.long())
 
 
+def _tensor(values: Any, what: str) -> Tensor:
+    """On the CPU, without a graph; ValueError for text, and for objects or rows of different lengths."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufc":
+        first = array.flat[0] if array.size else array.dtype
+        raise ValueError(
+            f"The {what} must be numbers, got {first!r:.60}. A class is the number of its logit, 0 for the first: "
+            "map names with {name: number}; make arrays of pictures or text before."
+        )
+    return torch.as_tensor(array)
+
+
+def _array(values: Any) -> np.ndarray:
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+
+
 def _columns(data: Any, name: str) -> tuple[Any, Any]:
     """Inputs and labels of a sequence of pairs."""
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
@@ -139,7 +157,7 @@ def _columns(data: Any, name: str) -> tuple[Any, Any]:
             "for each class, a datasets.Dataset, or a sequence of (input, label)."
         )
     pairs = [data[row] for row in range(len(data))]
-    inputs = np.stack([np.asarray(pair[0]) for pair in pairs]) if pairs else np.zeros((0, 1))
+    inputs = np.stack([_array(pair[0]) for pair in pairs]) if pairs else np.zeros((0, 1))
     return inputs, np.asarray([pair[1] for pair in pairs], dtype=None if pairs else int)
 
 

@@ -54,6 +54,8 @@ def classify(
     """
     need_name("method", method, METHODS)
     check_model(model)
+    for name in settings:
+        need_name("setting", name, ForgetSettings.__dataclass_fields__)
     values: dict[str, Any] = {"mask": own_mask(method)} | settings
     chosen = ForgetSettings(**values)
     gone, kept = as_examples(forget, "forget"), as_examples(retain, "retain")
