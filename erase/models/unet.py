@@ -15,7 +15,15 @@ class UNetDenoiser(Denoiser):
 
     component = "unet"
     cross_attention = True
-    scopes = ("full", "cross-attention", "cross-attention-kv", "self-attention", "all-but-cross-attention")
+    scopes = (
+        "full",
+        "cross-attention",
+        "cross-attention-kv",
+        "self-attention",
+        "all-but-cross-attention",
+        "all-but-cross-attention-and-norms",
+        "all-but-cross-attention-and-ends",
+    )
     load_kwargs: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
 
     def __init__(self, pipeline: DiffusionPipeline, resolution: int | None = None):
