@@ -8,6 +8,7 @@ so ill-conditioned (10⁵ and more) that float32 would leave errors of the size 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from .concepts import Concept
 from .edit_tokens import EditTokens, EditTokenSet, edit_tokens
 from .models.base import Denoiser
+from .null_space import directed_copies, invariants, null_space, prior_filter, speed_update
 from .saliency import SaliencyMask
 
 EditMethod = Literal["recommended", "uce", "rece", "speed"]
@@ -43,6 +45,13 @@ class EditSettings:
     null_threshold: float = 0.1
     """speed: a direction is free to change when the preserved tokens have less energy in it than this many times their
     mean over all directions."""
+    augmentations: int = 10
+    """speed: noisy copies of each preserved token that are preserved with it; 0 does without."""
+    empty_centers: int = 3
+    """speed: the empty prompt's first token and this many cluster centres of the others stay exactly as they are; 0
+    holds every one of its tokens."""
+    seed: int = 0
+    """speed: seed of the copies' noise."""
     tokens: EditTokens = "all"
     """Which tokens are paired: all positions of both prompts, or only the last one that tells them apart."""
 
@@ -55,6 +64,9 @@ class EditSettings:
                 raise ValueError(f"{field} must be above 0, got {getattr(self, field)}.")
         if self.preserve_weight < 0:
             raise ValueError(f"preserve_weight must be at least 0, got {self.preserve_weight}.")
+        for field in ("augmentations", "empty_centers"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}.")
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}; `uce` is the edit without rounds.")
 
@@ -163,54 +175,6 @@ def derive_concepts(base: Sequence[Tensor], edited: Sequence[Tensor], concepts: 
     return torch.linalg.solve(now, cross @ concepts.double().mT).mT
 
 
-def prior_filter(weight: Tensor, concepts: Tensor, anchors: Tensor, preserve: Tensor) -> Tensor:
-    """The preserved tokens that an unconstrained edit would move more than their mean (arXiv 2503.07392, IPF).
-
-    Keeps p where ‖Δp‖ > mean ‖Δp‖ with Δ = W Σ(a−c)cᵀ (I + Σ c cᵀ)⁻¹. Shapes as in `uce_update`; returns rows of
-    preserve.
-    """
-    concepts, preserve = concepts.double(), preserve.double()
-    identity = torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
-    change = weight.double() @ (anchors.double() - concepts).mT @ concepts
-    delta = torch.linalg.solve(identity + concepts.mT @ concepts, change.mT).mT
-    moved = (preserve @ delta.mT).norm(dim=1)
-    return preserve[moved > moved.mean()]
-
-
-def null_space(preserve: Tensor, invariant: Tensor, threshold: float) -> Tensor:
-    """Orthonormal basis U (i, r) of the directions in which the preserved tokens have next to no energy.
-
-    Eigenvectors of Σ p pᵀ whose eigenvalue is below `threshold` times the mean eigenvalue; of these, what is orthogonal
-    to every row of `invariant` (k, i). preserve: (m, i). ValueError where nothing is left.
-    """
-    energies, directions = torch.linalg.eigh(preserve.double().mT @ preserve.double())
-    free = directions[:, energies < threshold * energies.mean()]
-    _, sizes, turned = torch.linalg.svd(invariant.double() @ free)
-    held = int((sizes > 1e-9 * invariant.double().norm()).sum())
-    if held == turned.shape[0]:
-        raise ValueError(
-            f"What is preserved fills all {len(energies)} directions of the text embedding ({free.shape[1]} are below "
-            f"{threshold} of the mean energy, {held} of them are used by the empty prompt): raise "
-            "--edit_null_threshold, or retain fewer prompts."
-        )
-    return free @ turned[held:].mT
-
-
-def speed_update(
-    weight: Tensor, concepts: Tensor, anchors: Tensor, basis: Tensor, *, erase_weight: float, regularization: float
-) -> Tensor:
-    """W' = W + W Σ(a−c)cᵀ U (λ/e·I + Uᵀ Σ c cᵀ U)⁻¹ Uᵀ (arXiv 2503.07392): an edit that only U can see.
-
-    The minimum over Δ of e·Σ‖(W + ΔUUᵀ)c − Wa‖² + λ‖ΔUUᵀ‖²; docs/methods/speed.md derives it. weight: (o, i);
-    concepts, anchors: (n, i); basis: U (i, r) from `null_space`. Returns (o, i) in the weight's dtype.
-    """
-    seen = concepts.double() @ basis
-    wanted = weight.double() @ (anchors.double() - concepts.double()).mT @ seen
-    identity = torch.eye(basis.shape[1], dtype=torch.float64, device=weight.device)
-    change = torch.linalg.solve(regularization / erase_weight * identity + seen.mT @ seen, wanted.mT).mT
-    return (weight.double() + change @ basis.mT).to(weight.dtype)
-
-
 def edit(
     denoiser: Denoiser, concepts: Sequence[Concept], settings: EditSettings, mask: SaliencyMask | None = None
 ) -> dict[str, Tensor]:
@@ -303,14 +267,19 @@ def _speed(
     """The null space is each layer's own: which preserved tokens matter depends on its weight."""
     if chosen is not None:
         raise ValueError("speed edits inside a null space, which an edit of some weights alone would leave; no mask.")
+    held = invariants(tokens.empty, settings.empty_centers)
+    generator = torch.Generator().manual_seed(settings.seed)
     for weight in weights:
-        filtered = prior_filter(weight, tokens.concepts, tokens.anchors, tokens.preserve)
-        basis = null_space(filtered, tokens.empty, settings.null_threshold)
+        affected = partial(prior_filter, weight, tokens.concepts, tokens.anchors)
+        preserve = affected(tokens.preserve)
+        if settings.augmentations:
+            copies = directed_copies(weight, preserve, settings.augmentations, generator)
+            preserve = torch.cat([preserve, affected(copies)])
         yield speed_update(
             weight,
             tokens.concepts,
             tokens.anchors,
-            basis,
+            null_space(preserve, held, settings.null_threshold),
             erase_weight=settings.erase_weight,
             regularization=settings.regularization,
         )

@@ -135,6 +135,10 @@ class EraseConfig:
     """rece: mu, the pull of a derived embedding towards zero."""
     edit_null_threshold: float = 0.1
     """speed: directions are free to change where the retained tokens have less than this share of their mean energy."""
+    edit_augmentations: int = 10
+    """speed: noisy copies of each retained token that stay with it, in the direction that a layer amplifies least."""
+    edit_empty_centers: int = 3
+    """speed: of the empty prompt its first token and this many cluster centres of the others stay exactly; 0: all."""
 
     num_concept_images: int = 800
     """Pictures of the concept that the base model makes for training."""

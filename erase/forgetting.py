@@ -106,6 +106,9 @@ def edit_settings(config: EraseConfig) -> EditSettings:
         rounds=config.edit_rounds,
         mu=config.edit_mu,
         null_threshold=config.edit_null_threshold,
+        augmentations=config.edit_augmentations,
+        empty_centers=config.edit_empty_centers,
+        seed=config.seed,
         tokens=config.edit_tokens,
     )
 
