@@ -22,6 +22,8 @@ BASE = {"ua": 0.0, "ua_coherent": 0.0, "ira": 0.995, "cra": 1.0, "coherence": 0.
 OBJECTS = ("cat", "dog", "car", "house", "tree", "apple", "fish", "rocket")
 STYLES = ("photo", "neon", "sketch", "pixel art")
 NUM = 8
+WIDTH = 0.02
+"""Half the width of every figure's interval."""
 
 
 def flags_of(tokens: list[str]) -> dict[str, str]:
@@ -81,7 +83,7 @@ def evaluate(folder: Path, name: str, seed: int | None) -> None:
     for model in ("base", "erased"):
         draw(folder / model, model == "erased" and name != "base")
     metrics: dict[str, Any] = {
-        model: {key: {"value": v, "low": v, "high": v, "n": 8} for key, v in of.items()}
+        model: {key: {"value": v, "low": max(0, v - WIDTH), "high": v + WIDTH, "n": 8} for key, v in of.items()}
         for model, of in (("base", BASE), ("erased", erased))
     }
     metrics |= {"concepts": ["cat"], "protocol": {

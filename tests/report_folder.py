@@ -62,7 +62,9 @@ def write_metrics(evaluation: Path, records: dict[str, list[dict[str, Any]]]) ->
         model: {key: asdict(rate(answers)) for key, answers in of.items()} for model, of in flags.items()
     }
     metrics["paired"] = {key: asdict(mcnemar(flags["base"][key], flags["erased"][key])) for key in flags["base"]}
-    metrics["details"] = {"canvas": {"erased": {"turns_into": {"cat": {"cow": TARGETS - 1, "cat": 1}}}}}
+    details: dict[str, Any] = {model: {"classes": {"dog": {"right": RETAINED, "n": RETAINED}}} for model in flags}
+    details["erased"] |= {"turns_into": {"cat": {"cow": TARGETS - 1, "cat": 1}}}
+    metrics["details"] = {"canvas": details}
     metrics |= {"concepts": ["cat"], "protocol": {"name": "canvas", "num_images": TARGETS + RETAINED, "seeds": [1, 2]}}
     write_json(evaluation / "metrics.json", metrics)
 
@@ -72,9 +74,11 @@ def build_run(folder: Path) -> Path:
     evaluation = folder / "evaluation"
     write_metrics(evaluation, {model: draw_folder(evaluation / model, model) for model in ("base", "erased")})
     models = {model: {"name": f"models/{model}", "sha256": "ab" * 32} for model in ("base", "erased")}
-    made = {"models": models, "packages": {"torch": "2"}, "seconds": {"draw": 1}, "command": 'erase evaluate "x"'}
+    made = {"models": models, "packages": {"torch": "2"}, "seconds": {"draw": 1}, "command": 'erase evaluate "x"',
+            "date": "2026-11-28T10:00:00+00:00"}  # fmt: skip
     write_json(evaluation / "evaluation.json", made)
-    write_json(folder / "manifest.json", {"base": "canvas", "concepts": ["cat"], "command": "erase train"})
+    run = {"base": "canvas", "concepts": ["cat"], "method": "salun", "date": "2026-11-28T09:00:00+00:00"}
+    write_json(folder / "manifest.json", run | {"command": "erase train --concept cat"})
     (folder / "config.yaml").write_text("concept:\n- cat\nnote: </pre><script>alert(2)</script>\n")
     history = [{"step": at + 1, "forget": 1.0 / (at + 1), "retain": 0.5, "lr": 1e-3} for at in range(500)]
     write_json(folder / "losses.json", history)

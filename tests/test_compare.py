@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
@@ -23,19 +24,20 @@ from typing import Any
 
 import pytest
 import yaml
-from test_report_browser import CHROMIUM, Browser
+from test_report_browser import CHROMIUM, Browser, every_column_shows
 
 from erase.cli import main
 from erase.compare import CompareConfig, run_compare
 from erase.compare import runner as runner_module
 from erase.compare.config import GUARDS, parse_entries, slug
-from erase.compare.jobs import PROOF_BATCH_SIZE, differences, next_step, plan
+from erase.compare.jobs import PROOF_BATCH_SIZE, differences, next_step, plan, write_protocol
 from erase.compare.labels import place_labels, text_width
 from erase.compare.pareto import Axes, axes_of, erased, kept, pareto_front
 from erase.compare.plot import Point, percent_scale, plot, seconds_scale
 from erase.compare.rows import aggregate, average_gap, rows_of
 from erase.compare.runner import environment, log_tail, run_jobs, share_of
 from erase.compare.table import cells, columns_of, markdown_table, text_table
+from erase.ledger import OWN_DIR
 
 FAKE = Path(__file__).with_name("fake_erase.py")
 METHODS = "salun,esd-x,negative-prompt"
@@ -149,7 +151,10 @@ def test_an_edit_without_anything_random_runs_once(compare: Compare) -> None:
 
 
 def test_other_counts_of_pictures_reach_every_run(compare: Compare) -> None:
-    base, run = plan(compare("salun", num_target_images=6, num_kept_images=1, seeds=1))
+    config = compare("salun", num_target_images=6, num_kept_images=1, seeds=1)
+    base, run = plan(config)
+    assert not config.output_dir.exists()
+    write_protocol(config)
     file = Path(base.steps[0].arguments[base.steps[0].arguments.index("--protocol") + 1])
     protocol = yaml.safe_load(file.read_text())
     assert (protocol["num_target_images"], protocol["num_kept_images"]) == (6, 1)
@@ -180,10 +185,11 @@ def test_a_protocol_is_a_step_of_its_own(compare: Compare) -> None:
 
 
 def test_a_setting_that_no_run_takes_ends_the_plan(compare: Compare, capsys: pytest.CaptureFixture[str]) -> None:
-    for value, says in (("much", "density"), ("3", "density must be in (0, 1]")):
-        with pytest.raises(SystemExit):
-            plan(compare(f"salun:density={value}"))
-        assert says in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        plan(compare("salun:density=much"))
+    assert "density" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"density must be in \(0, 1\]"):
+        plan(compare("salun:density=3"))
     with pytest.raises(ValueError, match="cannot draw 'cta'"):
         plan(compare(concept="cta"))
 
@@ -195,6 +201,12 @@ def events(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def without_date(compared: str) -> dict[str, Any]:
+    comparison = json.loads(compared)
+    del comparison["made"]["date"]
+    return comparison
+
+
 def test_runs_are_made_once(compare: Compare, fake: Callable[..., None], tmp_path: Path) -> None:
     fake(log=str(tmp_path / "log"))
     config = compare()
@@ -204,7 +216,9 @@ def test_runs_are_made_once(compare: Compare, fake: Callable[..., None], tmp_pat
     before = (config.output_dir / "compare.json").read_text()
     (tmp_path / "log").unlink()
     run_compare(config)
-    assert events(tmp_path / "log") == [] and (config.output_dir / "compare.json").read_text() == before
+    after = (config.output_dir / "compare.json").read_text()
+    assert events(tmp_path / "log") == [] and without_date(after) == without_date(before)
+    assert datetime.fromisoformat(json.loads(after)["made"]["date"]).utcoffset() == timedelta(0)
     run_compare(compare("gradient-ascent", seeds=1))
     assert [event["name"] for event in events(tmp_path / "log")] == ["gradient-ascent-0"] * 2
     assert len(rows_of(config.output_dir)) == 7
@@ -270,7 +284,8 @@ def test_a_command_that_writes_nothing_has_failed(
     with pytest.raises(ValueError, match=r"(?s)1 of 2 runs.*exit status 0\n.*fine\n.*evaluation.json was not written"):
         run_compare(compare("salun", seeds=1))
     # Without the base there is nothing to compare with.
-    assert {path.name for path in (tmp_path / "out").rglob("*")} == {"runs", "base", "run.json", "run.log"}
+    written = {path.name for path in (tmp_path / "out").rglob("*") if OWN_DIR not in path.parts}
+    assert written == {"runs", "base", "run.json", "run.log"}
 
 
 def test_runs_at_once_share_the_cores(compare: Compare, fake: Callable[..., None], tmp_path: Path) -> None:
@@ -312,11 +327,11 @@ INTERRUPTED = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background would ignore it
 import sys
-from pathlib import Path
-from erase.compare import CompareConfig, run_compare, runner
+from erase.cli import main
+from erase.compare import runner
 runner.ERASE = (sys.executable, {fake!r})
-run_compare(CompareConfig(concept="cat", methods=("salun,esd-x",), pretrained_model_name_or_path="canvas", seeds=1,
-                          output_dir=Path({out!r}), data_cache_dir=Path({cache!r}), processes=2))
+main(["compare", "--concept", "cat", "--methods", "salun,esd-x", "--pretrained_model_name_or_path", "canvas",
+      "--seeds", "1", "--output_dir", {out!r}, "--data_cache_dir", {cache!r}, "--processes", "2"])
 """
 
 
@@ -334,7 +349,7 @@ def test_an_interrupted_comparison_goes_on(
         time.sleep(0.05)
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 130 and b"goes on where the runs are" in said
+    assert process.returncode == 128 + number and b"the same command continues them" in said
     assert subprocess.run(["pgrep", "-f", str(tmp_path / "out")], capture_output=True).stdout == b""
     job = next(job for job in plan(compare("salun,esd-x", seeds=1)) if job.label == "salun")
     step = next_step(job)
@@ -345,13 +360,13 @@ def test_an_interrupted_comparison_goes_on(
     assert "1 run was interrupted" in (tmp_path / "out/compare.html").read_text()
 
 
-def test_a_run_without_a_checkpoint_begins_again(compare: Compare, fake: Callable[..., None]) -> None:
+def test_a_run_without_a_checkpoint_continues_where_it_was(compare: Compare, fake: Callable[..., None]) -> None:
     run_compare(compare("salun", seeds=1))
     job = plan(compare("salun", seeds=1))[1]
     assert next_step(job) is None
     (job.folder / "manifest.json").unlink()
     step = next_step(job)
-    assert step is not None and step.arguments[-1] == "--overwrite_output_dir"
+    assert step is not None and step.arguments[-2:] == ("--resume_from_checkpoint", "latest")
 
 
 def test_the_log_shows_the_last_state_of_a_progress_bar(tmp_path: Path) -> None:
@@ -372,12 +387,13 @@ def test_rows_hold_what_the_runs_wrote(compare: Compare, fake: Callable[..., Non
     for row in rows:
         metrics = json.loads((tmp_path / "out" / row["folder"] / "evaluation/metrics.json").read_text())
         assert {key: row[key] for key in metrics["erased"]} == {k: f["value"] for k, f in metrics["erased"].items()}
+        assert row["intervals"] == {k: [f["low"], f["high"]] for k, f in metrics["erased"].items()}
     salun = rows[-1]
     assert (salun["seconds"], salun["data_seconds"], salun["peak_bytes"]) == (2 + 11.5 + 1, 5.0, 10**9)
     assert (rows[0]["seconds"], rows[3]["seconds"], rows[3]["peak_bytes"]) == (None, 0.0, None)
 
 
-def made_rows(method: str, values: list[float], kind: str = "trained", **more: float) -> list[dict[str, Any]]:
+def made_rows(method: str, values: list[float], kind: str = "trained", **more: Any) -> list[dict[str, Any]]:
     return [{"method": method, "kind": kind, "concept": "cat", "seed": s, "ua": v} | more for s, v in enumerate(values)]
 
 
@@ -430,38 +446,46 @@ def test_erased_and_kept() -> None:
     axes = Axes("ua_coherent", ("ira", "cra"))
     assert axes_of(base) == axes
     row = {"ua_coherent": 0.9, "ira": 0.6, "cra": 0.9}
-    assert erased(row, base, axes) == 0.9 and kept(row, base, axes) == pytest.approx(0.75)
+    assert erased(row, base, axes).value == 0.9 and kept(row, base, axes).value == pytest.approx(0.75)
+    row["intervals"] = {"ua_coherent": [0.8, 0.95], "ira": [0.5, 0.96], "cra": [0.8, 0.92]}
+    assert erased(row, base, axes) == (0.9, 0.8, 0.95)
+    # The lesser of both at each end: IRA over 0.8 below, CRA over 1 above.
+    assert kept(row, base, axes) == pytest.approx((0.75, 0.625, 0.92))
     nude = {"nudity_any_0.6": 0.5, "clip_score": 30.0}
     axes = Axes("nudity_any_0.6", ("clip_score",))
     assert axes_of(nude) == axes
     other = {"nudity_any_0.6": 0.1, "clip_score": 27.0}
-    assert (erased(other, nude, axes), kept(other, nude, axes)) == (pytest.approx(0.8), pytest.approx(0.9))
+    assert (erased(other, nude, axes).value, kept(other, nude, axes).value) == (pytest.approx(0.8), pytest.approx(0.9))
+    other["intervals"] = {"nudity_any_0.6": [0.05, 0.2]}
+    assert erased(other, nude, axes) == pytest.approx((0.8, 0.6, 0.9))
     assert axes_of({"fid": 17.0}) is None
 
 
-def test_the_table_marks_the_best_and_puts_the_base_first() -> None:
+def test_the_table_shows_intervals_and_puts_the_base_first() -> None:
+    known = {"intervals": {"ua": [0.6, 0.9], "fd_canvas": [1.0, 3.5]}}
     rows = made_rows("base", [0.0], "base", fd_canvas=1.0)
-    rows += made_rows("a", [0.9, 0.8], fd_canvas=3.0, seconds=20.0, peak_bytes=2e9)
-    rows += made_rows("b|c", [0.7, 0.7], fd_canvas=2.0, seconds=120.4, peak_bytes=2.001e9)
+    rows += made_rows("a", [0.8], fd_canvas=3.0, seconds=20.0, peak_bytes=2e9, **known)
+    rows += made_rows("b|c", [0.7], fd_canvas=2.0, seconds=120.4, peak_bytes=2.001e9, **known)
     summaries = aggregate(rows)
-    ua, distance, seconds, peak = columns_of(summaries)
-    assert {m: v.is_best for m, v in cells(summaries, ua).items()} == {"base": False, "a": True, "b|c": False}
-    assert {m: v.is_best for m, v in cells(summaries, distance).items()} == {"base": False, "a": False, "b|c": True}
+    ua, _, seconds, peak = columns_of(summaries)
     assert {m: v.text for m, v in cells(summaries, ua).items()} == {
-        "base": "0.0",
-        "a": "85.0 ± 7.1",
-        "b|c": "70.0 ± 0.0",
-    }
+        "base": "0.0", "a": "80.0 [60.0–90.0]", "b|c": "70.0 [60.0–90.0]",
+    }  # fmt: skip
     assert cells(summaries, seconds)["base"].text == "–" and cells(summaries, seconds)["b|c"].mean == "120"
-    # Values that print alike are equally good.
-    assert all(cells(summaries, peak)[name].is_best for name in ("a", "b|c"))
+    # One run of 20 seconds and one of 120 differ by more than 5 %; 2.000 and 2.001 GB do not.
+    assert {m: v.is_marked for m, v in cells(summaries, seconds).items()} == {"base": False, "a": True, "b|c": False}
+    assert not any(v.is_marked for v in cells(summaries, peak).values())
     markdown = markdown_table(summaries).splitlines()
-    assert markdown[3].startswith("| a | **85.0 ± 7.1** | 3.000 ± 0.000 |") and markdown[4].startswith("| b\\|c |")
+    assert markdown[3].startswith("| a | 80.0 [60.0–90.0] | 3.000 [1.000–3.500] | **20.0** |")
+    assert markdown[4].startswith("| b\\|c |")
     lines = text_table(summaries).splitlines()
-    assert "85.0 ± 7.1*" in lines[3] and len({len(line) for line in lines[2:5]}) == 1
+    assert lines[2].startswith("base ") and lines[3].startswith("a ") and "20.0*" in lines[3]
+    assert lines[4].split() == ["60.0–90.0", "1.000–3.500"]
 
 
 # Page
+
+SECTIONS = ("front", "cost", "table", "pictures", "limits")
 
 
 class Page(HTMLParser):
@@ -505,8 +529,10 @@ def page(html: Path) -> Page:
 
 def test_the_page_shows_the_comparison(page: Page, html: Path) -> None:
     words = page.words.replace("\N{NO-BREAK SPACE}", " ")
-    assert "Of 4 methods, salun erases cat best and keeps most." in words
-    assert [a["id"] for a in page.all("section")] == ["front", "cost", "table", "pictures", "made"]
+    assert "Of 4 methods, salun does best at erasing cat and keeping the rest." in words
+    assert "Keeps most<i>odd</i>, negative-prompt and salun: 98.5–99.6 %; chance may explain the difference" in words
+    assert "Erases mostsalun: 99.1 %, 95 % interval 96.7–100 % (UA coherent)" in words
+    assert [a["id"] for a in page.all("section")] == [*SECTIONS, "glossary", "made"]
     assert "99.1 %" in words and "99.6 %" in words and "runs/salun/seed-1" in words and "--method salun" in words
     assert len(page.all("img")) == 5 * 10 and len(page.all("div", "still")) == 5 + 4
     assert all(a["alt"].partition(":")[0] and "judged" in a["alt"] for a in page.all("img"))
@@ -515,6 +541,9 @@ def test_the_page_shows_the_comparison(page: Page, html: Path) -> None:
     summary = json.loads(html.with_name("compare.json").read_text())["summary"]
     assert [line["method"] for line in summary][:2] == ["base", "salun"]
     assert [line["method"] for line in summary if line["on_front"]] == ["salun"]
+    comparison = json.loads(html.with_name("compare.json").read_text())
+    assert comparison["leaders"]["erased"] == comparison["leaders"]["both"] == ["salun"]
+    assert comparison["made"]["date"] in words and comparison["made"]["command"] in words
 
 
 def test_the_page_needs_nothing_else(page: Page, html: Path) -> None:
@@ -548,6 +577,9 @@ def test_the_page_works_in_a_browser(html: Path, tmp_path: Path) -> None:
                 assert len(names) == 4 and all(svg[0] <= a[0] and a[2] <= svg[2] for a in names)
                 # Boxes of text are higher than letters; the lines of one letter's height must not meet.
                 assert all(a[2] < b[0] or b[2] < a[0] or abs(a[1] - b[1]) > 12 for a, b in combinations(names, 2))
+        for width in (390, 360):
+            browser.open(html, width)
+            every_column_shows(browser, width)
         colour = "getComputedStyle(document.body).backgroundColor"
         before = browser.js(colour)
         browser.js("document.getElementById('theme').click()")
@@ -567,7 +599,7 @@ def test_figures_of_other_protocols_are_shown_without_plots(
         path.write_text(json.dumps(metrics))
     run_compare(compare("other=salun", seeds=1))
     page = Page((tmp_path / "out/compare.html").read_text())
-    assert [a["id"] for a in page.all("section")] == ["table", "pictures", "made"]
+    assert [a["id"] for a in page.all("section")] == ["table", "pictures", "limits", "glossary", "made"]
     assert "17.50" in page.words and "unheard_of" in page.words
 
 
@@ -575,8 +607,8 @@ def test_methods_that_erase_little_are_told_of(compare: Compare, fake: Callable[
     fake(figures={"salun": {"ua_coherent": 0.0}, "esd-x": {"ua_coherent": 0.12, "ira": 0.5}})
     run_compare(compare("salun,esd-x", seeds=1))
     words = Page((tmp_path / "out/compare.html").read_text()).words.replace("\N{NO-BREAK SPACE}", " ")
-    assert "Of 2 methods, none beats esd-x or salun in both erasing cat and keeping the rest." in words
-    assert "No method erases more than 12.0 % of cat." in words and "One seed only" in words
+    assert "Of 2 methods, none beats another by more than chance in erasing cat and keeping the rest." in words
+    assert "No method erases more than 12.0 % of cat." in words and "One training seed only" in words
 
 
 def test_sensitive_pictures_are_blurred(compare: Compare, fake: Callable[..., None], tmp_path: Path) -> None:
@@ -607,7 +639,7 @@ def test_every_part_of_a_plot_lies_inside_it() -> None:
     generator = random.Random(2)
     points = [
         Point(label=f"a-long-name-of-method-{at}:setting=value", kind="trained", x=generator.uniform(0, 101),
-              y=100 - 0.1 * at, x_sd=3.0, y_sd=2.0, on_front=at == 0)
+              y=100 - 0.1 * at, x_range=(-5.0, 103.0), y_range=(90.0, 101.0), on_front=at == 0)
         for at in range(24)
     ]  # fmt: skip
     x, y = percent_scale("kept", [p.x for p in points]), percent_scale("erased", [p.y for p in points])

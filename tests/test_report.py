@@ -1,5 +1,6 @@
-"""Contract of `erase report`: every figure on the page is in report.json and comes from the files beside it; the page
-needs no network and no other file; what is missing is left out; damaged or mismatched folders are refused; prompts
+"""Contract of `erase report`: every figure on the page is in report.json and comes from the files beside it, a rate
+with the pictures that it counts; the page explains its words, names its limits, and has date and command; it needs no
+network and no other file; what is missing is left out; damaged or mismatched folders are refused; prompts
 cannot break out of the page; pictures with exposed body parts are blurred until somebody asks.
 """
 
@@ -19,16 +20,20 @@ from PIL import Image
 
 from erase.evaluate.nudity import NudityMetric
 from erase.evaluate.scoring import Scored
-from erase.evaluate.statistics import mcnemar, rate
+from erase.evaluate.statistics import Interval, mcnemar, rate
+from erase.evaluate.table import LABELS, count_of, metrics_table
 from erase.files import append_lines, read_json_lines, write_json
 from erase.report import markdown_table, write_report
+from erase.report.collect import collect
+from erase.report.glossary import load_terms, used_terms, visible_text
+from erase.report.limits import limits
 from erase.report.pairs import is_sensitive
 from erase.report.published import load_published, published_tables
 from erase.report.verdict import verdict
 from erase.saliency import SaliencyMask
 from report_folder import NASTY, RETAINED, TARGETS, build_run, flags_of
 
-SECTIONS = ("pictures", "measures", "became", "mask", "training", "provenance")
+SECTIONS = ("pictures", "measures", "became", "limits", "mask", "training", "glossary", "provenance")
 
 
 @pytest.fixture
@@ -68,7 +73,8 @@ def test_every_figure_of_the_report_can_be_counted_again(run: Path) -> None:
     }
     for row in report["figures"]:
         flags = {model: flags_of(of)[row["key"]] for model, of in records.items()}
-        assert {m: row[m] for m in flags} == {m: asdict(rate(answers)) for m, answers in flags.items()}
+        counted = {m: asdict(rate(answers)) | {"count": sum(answers)} for m, answers in flags.items()}
+        assert {m: row[m] for m in flags} == counted
         assert row["paired"] == asdict(mcnemar(flags["base"], flags["erased"]))
     judged = [r["judged_object"] for r in records["erased"] if r["role"] == "target"]
     assert report["turns_into"]["erased"]["cat"] == {name: judged.count(name) for name in ("cow", "cat")}
@@ -85,12 +91,89 @@ def test_the_page_shows_the_figures_of_the_report(run: Path) -> None:
     page = Page(write_report(run))
     assert page.all("html") == [{"lang": "en"}]
     words = page.words.replace("\N{NO-BREAK SPACE}", " ")
-    assert "Cat is gone from 87.5 % of the pictures that ask for it; other objects are kept at 100 %" in words
+    headline = "Cat is gone from 7 of 8 pictures that ask for it (87.5 %); other objects are kept in 6 of 6 (100 %"
+    assert headline in words and "7 of 8 pictures, 87.5 % (95 % interval 52.9–97.8 %; base 0 of 8)." in words
     assert all(any(a.get("id") == name for a in page.all("section")) for name in SECTIONS)
     assert all(shown in words for shown in ("seed 2147483649", "0.016", "0 | 7", "step 3"))
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_rates_stand_beside_their_counts_everywhere(run: Path) -> None:
+    page = Page(write_report(run))
+    words = " ".join(page.words.replace("\N{NO-BREAK SPACE}", " ").split())
+    assert "cow7 of 887.5 %" in words
+    assert "dog100 %6 of 6100 %6 of 6" in words
+    metrics = json.loads((run / "evaluation/metrics.json").read_text())
+    figures = {model: {k: Interval(**f) for k, f in metrics[model].items()} for model in ("base", "erased")}
+    line = next(line for line in metrics_table(**figures).splitlines() if line.startswith("UA ↑"))
+    assert re.findall(r"\d+ of \d+", line) == ["0 of 8", "7 of 8"]
+    alone = metrics_table(None, figures["erased"] | {"fid": Interval(17.5, 17.0, 18.0, 9)})
+    assert "n = 9   17.500 [17.000, 18.000]" in alone and "0 of 8" not in alone
+
+
+def test_a_share_is_a_whole_number_of_pictures() -> None:
+    assert count_of("ua", 203 / 204, 204) == 203 and count_of("ira", 1 / 3, 3) == 1
+    # A distance is no share, and neither is a mean of shares, not even where it comes out whole.
+    assert count_of("fd_canvas", 4.0, 570) is None and count_of("mace_h_o", 0.5, 100) is None
+    with pytest.raises(ValueError, match="'ua' is 0.99 of 8 pictures, which is no whole number"):
+        count_of("ua", 0.99, 8)
+
+
+def test_date_and_command_are_on_the_page(run: Path) -> None:
+    words = Page(write_report(run)).words
+    for said in (
+        "2026-11-28T10:00:00+00:00",
+        "2026-11-28T09:00:00+00:00",
+        'erase evaluate "x"',
+        "erase train --concept",
+    ):
+        assert said in words
+    assert report_of(run)["evaluation"]["date"] == "2026-11-28T10:00:00+00:00"
+
+
+def test_every_figure_is_explained() -> None:
+    for key, label in LABELS.items():
+        name = label.title.strip(" ↑↓")
+        if not label.title.startswith(" "):
+            assert [word for word in used_terms(label.title) if name.partition(" ")[0] in word], key
+    words = [term["word"] for term in load_terms()]
+    assert len(set(words)) == len(words)
+
+
+def test_the_glossary_has_the_words_of_the_page_and_no_others(run: Path) -> None:
+    page = Page(write_report(run))
+    explained = set(used_terms(visible_text((run / "report.html").read_text().partition('<section id="glossary"')[0])))
+    assert {"UA", "IRA", "judge", "seed", "95 % interval", "p, McNemar's test", "mask, salient weights"} <= explained
+    assert not explained & {"CRA", "FID", "CLIP score", "NudeNet, nudity ≥ 0.6", "anchor", "coherence"}
+    assert all(word in page.words for word in explained)
+    # What a quoted file says is not explained: config.yaml's "note" names nothing here.
+    assert "anchor" not in used_terms(visible_text("<p>no</p><pre>anchor: dog</pre>"))
+
+
+def limits_of(run: Path) -> dict[str, str]:
+    return dict(limits(collect(run)))
+
+
+def test_the_limits_depend_on_what_was_measured(run: Path) -> None:
+    found = limits_of(run)
+    assert found["Other training seeds"].startswith("This is one run.") and "48 × 48 pixels" in found["Other settings"]
+    assert "8 pictures ask for cat. By the 95 % interval, up to 47.1" in found["Rare cases"].replace("\xa0", " ")
+    assert found["Everything else"] == "What no kept prompt asks for may have suffered unseen."
+    assert {"Attacks", "Further training", "Other wordings", "Other languages", "Errors of the judge"} <= found.keys()
+    write_json(run / "manifest.json", {"method": "uce", "concepts": ["cat"]})
+    metrics = json.loads((run / "evaluation/metrics.json").read_text())
+    del metrics["erased"]["ira"], metrics["base"]["ira"]
+    metrics["protocol"] |= {"num_prompts": 14, "held_out_wordings": 4}
+    write_json(run / "evaluation/metrics.json", metrics)
+    found = limits_of(run)
+    assert "Other training seeds" not in found
+    assert found["Everything else"] == "Nothing here measures what the erasure damaged on the way."
+    assert found["Other wordings"].startswith("14 different prompts were used; 4 of the pictures are in wordings that")
+    write_report(run)
+    box = (run / "report.html").read_text().partition('<section id="limits"')[2]
+    assert all(title in box for title in found)
 
 
 def test_the_page_needs_nothing_else(run: Path) -> None:
@@ -170,10 +253,19 @@ def test_what_is_missing_is_left_out(run: Path, act: Callable[[Path], None], los
     assert linked == found
 
 
+def test_both_pictures_of_a_pair_are_whole_and_labelled(run: Path) -> None:
+    page = Page(write_report(run))
+    pairs = TARGETS + RETAINED
+    assert len(page.all("div", "side base")) == len(page.all("div", "side erased")) == pairs
+    assert page.words.count("base judged") == pairs and "erased judged cow" in page.words
+    assert [a["aria-pressed"] for a in page.all("button") if a.get("id") == "overlay"] == ["false"]
+
+
 def test_one_model_alone_has_no_slider_and_says_so(run: Path) -> None:
     without_base(run)
     page = Page(write_report(run))
-    assert not page.all("input") and len(page.all("img")) == TARGETS + RETAINED
+    assert not page.all("input") and not any(a.get("id") == "overlay" for a in page.all("button"))
+    assert len(page.all("img")) == TARGETS + RETAINED
     assert "The base model was not measured" in page.words
 
 
@@ -227,10 +319,11 @@ def test_damaged_pictures_and_masks_are_refused(run: Path) -> None:
 
 def figure(value: float, n: int = 400, base: float | None = None, key: str = "ua", p: float | None = None) -> dict:
     def of(share: float) -> dict[str, float]:
-        return asdict(rate([True] * round(share * n) + [False] * (n - round(share * n))))
+        flags = [True] * round(share * n) + [False] * (n - round(share * n))
+        return asdict(rate(flags)) | {"count": sum(flags)}
 
     paired = None if p is None else {"only_base": 9, "only_erased": 1, "n": n, "p_value": p}
-    row = {"key": key, "label": key, "is_rate": True, "n": n, "erased": of(value), "paired": paired}
+    row = {"key": key, "label": key, "is_rate": True, "erased": of(value), "paired": paired}
     return row | {"base": None if base is None else of(base)}
 
 
@@ -238,9 +331,17 @@ def figure(value: float, n: int = 400, base: float | None = None, key: str = "ua
     ("rows", "tone", "says"),
     [
         ([figure(0.98, base=0.0), figure(0.995, base=0.99, key="ira")], "good", ""),
-        ([figure(0.7, base=0.0)], "warning", "Weak erasure: 30.0 % of the pictures"),
-        ([figure(0.98, base=0.0), figure(0.5, base=0.0, key="ua_coherent")], "warning", "48.0 %.*no proper pictures"),
-        ([figure(0.9, base=0.97, key="ira", p=0.01)], "warning", "Retention fell, the rest are kept at 97.0 % with"),
+        ([figure(0.7, base=0.0)], "warning", r"Weak erasure: 120 of 400 \(30.0 %\) pictures that ask for cat"),
+        (
+            [figure(0.98, base=0.0), figure(0.5, base=0.0, key="ua_coherent")],
+            "warning",
+            r"192 of 400 \(48.0 %\).*no proper pictures",
+        ),
+        (
+            [figure(0.9, base=0.97, key="ira", p=0.01)],
+            "warning",
+            r"Retention fell, the rest are kept at 388 of 400 \(97.0 %\) with the base model, 360 of 400",
+        ),
         ([figure(0.9, base=0.97, key="ira", p=0.2)], "good", ""),
         ([figure(0.8, base=0.97, key="coherence_target")], "warning", "Coherence fell on erased prompts"),
         ([figure(0.98)], "warning", "base model was not measured"),
@@ -333,11 +434,12 @@ def test_published_totals_are_ranked_by_their_own_base() -> None:
 def test_the_model_card_has_the_same_figures(run: Path) -> None:
     table = markdown_table(json.loads((run / "evaluation/metrics.json").read_text()))
     lines = table.splitlines()
-    assert lines[0] == "| rates in %, with 95 % interval | base | erased | N | p |"
-    assert lines[2].startswith("| UA ↑: the erased concept is gone | 0.0 [0.0–32.4] | 87.5 [52.9–97.8] | 8 | 0.016 |")
+    assert lines[0] == "| pictures, and rates in % with 95 % interval | base | erased | p |"
+    ua = "| UA ↑: the erased concept is gone | 0 of 8: 0.0 [0.0–32.4] | 7 of 8: 87.5 [52.9–97.8] | 0.016 |"
+    assert lines[2] == ua
     metrics = {"base": {"fid_vs_base_floor": {"value": 1.5, "low": 1.0, "high": 2.0, "n": 12}}, "erased": {}}
     floor = markdown_table(metrics).splitlines()[2]
-    assert "1.500 [1.000–2.000]" in floor and "12" in floor
+    assert "n = 12: 1.500 [1.000–2.000]" in floor
     without_base(run)
     alone = markdown_table(json.loads((run / "evaluation/metrics.json").read_text()))
-    assert alone.splitlines()[0] == "| rates in %, with 95 % interval | erased | N |"
+    assert alone.splitlines()[0] == "| pictures, and rates in % with 95 % interval | erased |"

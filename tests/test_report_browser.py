@@ -1,6 +1,7 @@
-"""Contract of the report's page in a real browser: a keyboard moves the handle between two pictures and the picture
-changes, blurred pictures are shown when somebody asks, the theme switches, a phone of 360 pixels shows no sideways
-scroll, the console stays empty and the network unused. Skipped where no Chromium is installed.
+"""Contract of the report's page in a real browser: base and erased stand whole beside each other, also on paper; on
+request a keyboard moves a handle between them; blurred pictures are shown when somebody asks; the theme switches; a
+phone of 390 or 360 pixels shows every column of every table without scrolling sideways; the words are explained; the
+console stays empty and the network unused. Skipped where no Chromium is installed.
 
 The browser is driven over a pipe (`--remote-debugging-pipe`): JSON messages that end in NUL.
 """
@@ -8,6 +9,7 @@ The browser is driven over a pipe (`--remote-debugging-pipe`): JSON messages tha
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -21,7 +23,7 @@ from typing import Any
 import pytest
 
 from erase.report import write_report
-from report_folder import build_run
+from report_folder import RETAINED, TARGETS, build_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -151,22 +153,103 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         driven.close()
 
 
-CLIP = "getComputedStyle(document.querySelector('.pair img.base')).clipPath"
+CLIP = "getComputedStyle(document.querySelector('.pair .side.base')).clipPath"
 BLUR = "getComputedStyle(document.querySelector('{} img.base')).filter"
 
 
 def test_the_page_works_in_a_browser(browser: Browser, page: Path) -> None:
     browser.open(page, 1280)
+    pictures_stand_side_by_side(browser)
+    words_are_explained(browser)
+    a_button_lays_one_over_the_other(browser)
     keyboard_moves_the_handle(browser)
     pointer_drags_the_handle(browser)
     one_range_moves_all_pairs(browser)
     blurred_pictures_are_shown_on_request(browser)
     theme_switches(browser)
-    browser.open(page, 360)
-    nothing_scrolls_sideways(browser)
+    paper_shows_both_pictures(browser)
+    for width in (390, 360):
+        browser.open(page, width)
+        pictures_stand_side_by_side(browser)
+        every_column_shows(browser, width)
     assert browser.complaints() == []
     browser.js("console.error('heard')")
     assert len(browser.complaints()) == 1
+
+
+# Of every pair: left, top, right and bottom of both pictures, what is cut off them, and the words below.
+PAIRS = """[...document.querySelectorAll('.pair')].map(pair => ({
+    boxes: [...pair.querySelectorAll('.side')].map(side => (r => [r.left, r.top, r.right, r.bottom])
+        (side.querySelector('img').getBoundingClientRect())),
+    clips: [...pair.querySelectorAll('.side')].map(side => getComputedStyle(side).clipPath),
+    slider: getComputedStyle(pair.querySelector('.slide')).display,
+    words: [...pair.querySelectorAll('.under')].filter(e => e.checkVisibility()).map(e => e.innerText.split('\\n')[0])
+}))"""
+
+
+def pictures_stand_side_by_side(browser: Browser) -> None:
+    pairs = browser.js(PAIRS)
+    assert len(pairs) == TARGETS + RETAINED
+    for pair in pairs:
+        base, erased = pair["boxes"]
+        assert base[0] < base[2] <= erased[0] < erased[2]
+        assert [base[1], base[3]] == pytest.approx([erased[1], erased[3]], abs=1)
+        assert base[2] - base[0] == pytest.approx(erased[2] - erased[0], abs=1) and base[2] - base[0] > 60
+        # 48 × 48 pictures, so what is shown is as high as it is wide.
+        assert base[3] - base[1] == pytest.approx(base[2] - base[0], abs=1)
+        assert (pair["clips"], pair["slider"]) == (["none", "none"], "none")
+        assert pair["words"] == ["base", "erased"]
+
+
+def words_are_explained(browser: Browser) -> None:
+    words = browser.js("document.querySelector('#glossary dl').innerText")
+    assert all(f"{word}\n" in words for word in ("UA", "IRA", "seed", "95 % interval", "mask, salient weights"))
+    assert "FID" not in words
+    assert browser.js("document.querySelector('nav a[href=\"#limits\"]').checkVisibility()")
+
+
+def a_button_lays_one_over_the_other(browser: Browser) -> None:
+    browser.js("document.getElementById('overlay').focus()")
+    browser.press("Enter")
+    assert browser.js("document.getElementById('overlay').getAttribute('aria-pressed')") == "true"
+    pairs = browser.js(PAIRS)
+    assert all(pair["boxes"][0] == pair["boxes"][1] and pair["slider"] != "none" for pair in pairs)
+
+
+def paper_shows_both_pictures(browser: Browser) -> None:
+    """Whatever the screen shows: here one over the other, in the dark."""
+    browser.js("document.documentElement.dataset.theme = 'dark'")
+    assert "inset" in browser.js(CLIP)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    pictures_stand_side_by_side(browser)
+    for part in ("body", ".box"):
+        colour = browser.js(f"getComputedStyle(document.querySelector('{part}')).backgroundColor")
+        assert min(map(int, re.findall(r"\d+", colour))) > 200
+    assert not browser.js("document.getElementById('overlay').checkVisibility()")
+    browser.call("Emulation.setEmulatedMedia", media="")
+    browser.js("document.documentElement.dataset.theme = 'light'")
+
+
+# Cells that are cut off, and those that do not say which column they belong to, where a row is set as a block.
+HIDDEN_CELLS = """(width => [...document.querySelectorAll('table[role=table] tbody tr > *')].filter(cell => {
+    const box = cell.getBoundingClientRect(), chart = cell.matches('.chart:not(:has(svg))');
+    return !chart && (!cell.checkVisibility() || box.width < 8 || box.left < 0 || box.right > width
+        || cell.scrollWidth > cell.clientWidth + 1);
+}).map(cell => cell.outerHTML.slice(0, 200)))"""
+UNNAMED_CELLS = """[...document.querySelectorAll('table.stacked')].flatMap(table => {
+    const heads = [...table.querySelectorAll('thead th')].map(th => th.textContent);
+    return [...table.querySelectorAll('tbody tr')].flatMap(row => [...row.children].filter((cell, at) =>
+        at && heads[at] && getComputedStyle(cell, '::before').content !== JSON.stringify(heads[at])));
+}).map(cell => cell.outerHTML.slice(0, 200))"""
+
+
+def every_column_shows(browser: Browser, width: int) -> None:
+    """On a narrow screen: all cells of all tables lie in the window, each under its column's name."""
+    browser.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.js("document.documentElement.scrollWidth") <= width
+    assert browser.js("document.querySelectorAll('table[role=table] tbody td').length") > 20
+    assert browser.js(f"{HIDDEN_CELLS}({width})") == []
+    assert browser.js(UNNAMED_CELLS) == []
 
 
 def keyboard_moves_the_handle(browser: Browser) -> None:
@@ -216,8 +299,3 @@ def theme_switches(browser: Browser) -> None:
     after = browser.js(colour)
     browser.press("Enter")
     assert before != after and browser.js(colour) == before
-
-
-def nothing_scrolls_sideways(browser: Browser) -> None:
-    browser.js("document.querySelectorAll('details').forEach(d => d.open = true)")
-    assert browser.js("document.documentElement.scrollWidth") <= 360

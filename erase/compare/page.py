@@ -4,17 +4,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..report.figures import NBSP, percent
+from ..report.figures import DASH, NBSP, percent
+from ..report.glossary import glossary
 from ..report.markup import Cell, code, details, facts, note, num, section, table, text
 from ..report.page import HERE as REPORT
 from ..report.shell import whole_page
-from .comparison import summaries_of
+from .chance import Estimate, lesser
+from .comparison import estimate, summaries_of
 from .config import BASE
-from .plot import Point, percent_scale, plot, seconds_scale
+from .plot import Point, Scale, percent_scale, plot, seconds_scale
+from .rows import aggregate
 from .samples import samples
-from .table import CAPTION, Column, Value, cells, columns_of
+from .table import CAPTION, MARK, Column, Value, cells, columns_of, value_of
 
 HERE = Path(__file__).parent
+GLOSSARY_FILE = HERE / "glossary.yaml"
 FEW_PICTURES = 50
 WEAK = 0.5
 """Share of the concept that the best of the methods should erase."""
@@ -35,17 +39,18 @@ def render(comparison: Mapping[str, Any], folder: Path) -> str:
         cost_section(comparison),
         table_section(comparison),
         samples(comparison, folder),
-        how_section(comparison),
+        limits_section(comparison),
     ]
+    content = "\n".join([opening(comparison), *(part for part in sections if part)])
     style = "".join(path.read_text(encoding="utf-8") for path in (REPORT / "style.css", HERE / "style.css"))
     script = (REPORT / "script.js").read_text(encoding="utf-8")
     about = f"{comparison['concept']} · base {comparison['base']['name']} · protocol {comparison['protocol']['name']}"
     return whole_page(
         title=f"Methods compared: {about}",
         eyebrow=f"<span>Methods compared</span> {text(about)}",
-        content="\n".join([opening(comparison), *(part for part in sections if part)]),
-        footer=f"Made by erase {comparison['erase_version']}. Every figure comes from the runs beside this page; "
-        "compare.json holds them for programs.",
+        content="\n".join([content, glossary(content, GLOSSARY_FILE), how_section(comparison)]),
+        footer=f"Made by erase {comparison['erase_version']} on {comparison['made']['date']}. Every figure comes from "
+        "the runs beside this page; compare.json holds them for programs.",
         style=style,
         script=script,
     )
@@ -69,9 +74,9 @@ def opening(comparison: Mapping[str, Any]) -> str:
 
 
 def headline(comparison: Mapping[str, Any]) -> str:
-    """Who is on the front, of how many."""
+    """Who is on the front, of how many: all methods that no other beats by more than chance."""
     methods, concept = methods_of(comparison), comparison["concept"]
-    front = [line["method"] for line in methods if line.get("on_front")]
+    front = sorted(line["method"] for line in methods if line.get("on_front"))
     if not methods:
         return f"No method has erased {concept} yet."
     if not front:
@@ -81,28 +86,24 @@ def headline(comparison: Mapping[str, Any]) -> str:
             f"{percent(methods[0]['kept']['mean'])} of the rest."
         )
     if len(front) == 1:
-        return f"Of {_counted(len(methods))}, {front[0]} erases {concept} best and keeps most."
-    both = f"both erasing {concept} and keeping the rest"
-    return f"Of {_counted(len(methods))}, none beats {_listed(front)} in {both}."
+        return f"Of {_counted(len(methods))}, {front[0]} does best at erasing {concept} and keeping the rest."
+    none = "none beats another" if len(front) == len(methods) else f"none beats {_listed(front)}"
+    return f"Of {_counted(len(methods))}, {none} by more than chance in erasing {concept} and keeping the rest."
 
 
 def _counted(count: int) -> str:
     return f"{count} method{'s' if count != 1 else ''}"
 
 
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+def _listed(names: Sequence[str], word: str = "or") -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
 
 
 def _claims(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     methods = methods_of(comparison)
     if comparison["axes"] and methods:
-        for term, key in (("Erases most", "erased"), ("Keeps most", "kept")):
-            best = max(methods, key=lambda line: (line[key]["mean"], line["on_front"]))
-            yield term, f"{best['method']}: {_share(best[key])} {_TITLES[key].format(**comparison['axes'])}"
-        both = methods[0]
-        shares = f"{_share(both['erased'])} erased, {_share(both['kept'])} kept"
-        yield "Does both best", f"{both['method']}: {shares} (the lesser of the two is the largest)"
+        for term, key in (("Erases most", "erased"), ("Keeps most", "kept"), ("Does both best", "both")):
+            yield term, f"{_leading(comparison, key)} ({_TITLES[key].format(**comparison['axes'])})"
     protocol, most = comparison["protocol"], max((line["n"] for line in methods), default=0)
     yield (
         "Rests on",
@@ -114,12 +115,31 @@ def _claims(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     )
 
 
-_TITLES = {"erased": "({erasure})", "kept": "({retention})"}
+_TITLES = {"erased": "{erasure}", "kept": "{retention}", "both": "the lesser of erased and kept"}
 
 
-def _share(spread: Mapping[str, float | None]) -> str:
-    value, sd = spread["mean"] or 0.0, spread["sd"]
-    return percent(value) + (f" ± {100 * sd:.1f}" if sd is not None else "")
+def _leading(comparison: Mapping[str, Any], key: str) -> str:
+    """All methods that chance cannot tell from the best, with their values."""
+    names = sorted(comparison["leaders"][key])
+    found = {line["method"]: _value_in(line, key) for line in methods_of(comparison) if line["method"] in names}
+    if len(found) == 1:
+        ((name, only),) = found.items()
+        ends = f", 95{NBSP}% interval {_ends(only.interval)}" if only.interval else ""
+        return f"{name}: {percent(only.value)}{ends}"
+    values = sorted(one.value for one in found.values())
+    return f"{_listed(names, 'and')}: {_ends((values[0], values[-1]))}; chance may explain the difference"
+
+
+def _value_in(line: Line, key: str) -> Estimate:
+    """A method's share of erased or kept, or the lesser of both."""
+    found = {name: estimate(line[name]) for name in ("erased", "kept")}
+    return lesser(found["erased"], found["kept"]) if key == "both" else found[key]
+
+
+def _ends(interval: Sequence[float]) -> str:
+    """`97.0–99.5 %`."""
+    low, high = interval
+    return percent(high) if low == high else f"{100 * low:.1f}{DASH}{percent(high)}"
 
 
 def warnings(comparison: Mapping[str, Any]) -> Iterator[str]:
@@ -133,13 +153,13 @@ def warnings(comparison: Mapping[str, Any]) -> Iterator[str]:
         yield f"No method erases more than {percent(best)} of {comparison['concept']}."
     if resumed := sum(row["resumed"] for row in comparison["rows"]):
         was, them = ("was", "it") if resumed == 1 else ("were", "them")
-        yield f"{_plural(resumed, 'run')} {was} interrupted and gone on with; seconds and peak memory leave {them} out."
+        yield f"{_plural(resumed, 'run')} {was} interrupted and resumed; seconds and peak memory leave {them} out."
     protocol = comparison["protocol"]
     fewest = min((protocol[key] for key in ("num_target_images", "num_kept_images") if protocol[key]), default=0)
     if fewest < FEW_PICTURES:
         yield f"Some figures rest on {fewest} pictures only."
     if once := [line["method"] for line in methods_of(comparison) if line["n"] == 1 and line["kind"] == "trained"]:
-        yield f"One seed only, so nothing tells how far chance goes: {', '.join(once)}."
+        yield f"One training seed only, so the intervals leave out what another would change: {', '.join(once)}."
 
 
 def _plural(count: int, noun: str) -> str:
@@ -151,16 +171,22 @@ def points_of(comparison: Mapping[str, Any], x: str) -> list[Point]:
     found = []
     for line in methods_of(comparison):
         if x == "seconds":
-            value, spread = line["mean"].get("seconds"), line["sd"].get("seconds")
+            value, ends = line["mean"].get("seconds"), line["interval"].get("seconds")
         else:
-            value, spread = 100 * line[x]["mean"], 100 * (line[x]["sd"] or 0.0)
+            value, ends = 100 * line[x]["mean"], _per_cent(line[x])
         if value is not None:
             y = line["erased"]
             found.append(
-                Point(label=line["method"], kind=line["kind"], x=value, y=100 * y["mean"], x_sd=spread or 0.0,
-                      y_sd=100 * (y["sd"] or 0.0), on_front=line["on_front"])
+                Point(label=line["method"], kind=line["kind"], x=value, y=100 * y["mean"], on_front=line["on_front"],
+                      x_range=(ends[0], ends[1]) if ends else None, y_range=_per_cent(y))
             )  # fmt: skip
     return found
+
+
+def _per_cent(share: Mapping[str, float | None]) -> tuple[float, float] | None:
+    """The ends of a share's interval in per cent."""
+    known = estimate(share).interval
+    return (100 * known[0], 100 * known[1]) if known else None
 
 
 def front_section(comparison: Mapping[str, Any]) -> str:
@@ -168,13 +194,13 @@ def front_section(comparison: Mapping[str, Any]) -> str:
     axes = comparison["axes"]
     if axes is None or not (points := points_of(comparison, "kept")):
         return ""
-    x = percent_scale(f"kept: {axes['retention']}, % →", [p.x for p in points])
-    y = percent_scale(f"↑ erased: {axes['erasure']}, %", [p.y for p in points])
+    x = percent_scale(f"kept: {axes['retention']}, % →", [v for p in points for v in (p.x, *(p.x_range or ()))])
+    y = erasure_scale(comparison, points)
     said = [f"{p.label}: erased {p.y:.1f} %, kept {p.x:.1f} %" for p in points]
     words = (
-        "Up and to the right is better; both scales are stretched towards 100. Whiskers: standard deviation over "
-        "seeds. Filled, on the dashed line: no other method erases and keeps at least as much. The base model itself "
-        "keeps 100 and erases nothing."
+        f"Up and to the right is better; both scales are stretched towards 100. Whiskers: 95{NBSP}% intervals. Filled: "
+        "no other method is better in one of the two by more than chance and not worse in the other. The dashed line "
+        "joins the highest values of these. The base model itself keeps 100 and erases nothing."
     )
     drawn = plot(points, x, y, f"Erased against kept. {'; '.join(said)}.", front=True, height=440)
     return section("front", "Erased and kept", legend(points), drawn, note(words))
@@ -185,7 +211,7 @@ def cost_section(comparison: Mapping[str, Any]) -> str:
     if comparison["axes"] is None or not (points := points_of(comparison, "seconds")):
         return ""
     x = seconds_scale("seconds of mask and training, or of the edit →", [p.x for p in points])
-    y = percent_scale(f"↑ erased: {comparison['axes']['erasure']}, %", [p.y for p in points])
+    y = erasure_scale(comparison, points)
     said = [f"{p.label}: {p.x:.1f} seconds, erased {p.y:.1f} %" for p in points]
     made = sum(row["data_seconds"] for row in comparison["rows"])
     words = (
@@ -194,6 +220,12 @@ def cost_section(comparison: Mapping[str, Any]) -> str:
     )
     drawn = plot(points, x, y, f"Erased against seconds. {'; '.join(said)}.", height=320)
     return section("cost", "Cost", drawn, note(words))
+
+
+def erasure_scale(comparison: Mapping[str, Any], points: Sequence[Point]) -> Scale:
+    """The upright scale, which covers the whiskers too."""
+    title = f"↑ erased: {comparison['axes']['erasure']}, %"
+    return percent_scale(title, [v for p in points for v in (p.y, *(p.y_range or ()))])
 
 
 def legend(points: Sequence[Point]) -> str:
@@ -214,38 +246,56 @@ def table_section(comparison: Mapping[str, Any]) -> str:
     by_column = [cells(summaries, column) for column in columns]
     lines = [[Cell(text(s.method)), *(_value(of[s.method]) for of in by_column), num(s.n)] for s in summaries]
     head = ["", *(column.title.replace(" ", NBSP) for column in columns), "n"]
-    body = table("Methods, mean ± standard deviation over seeds", head, lines, "results measures")
-    words = note(f"{CAPTION} Coloured: best of the column.")
+    body = table("Methods with 95 % intervals", head, lines, "results measures stacked")
+    words = note(f"{CAPTION} Coloured: {MARK} Methods in the order of the lesser of erased and kept.")
     return section("table", "All figures", body, words, _runs(comparison, columns))
 
 
 def _value(value: Value) -> Cell:
-    spread = f"<small>±{NBSP}{text(value.sd)}</small>" if value.sd else ""
-    if value.is_best:
-        best = f'<span class="best">{text(value.mean)}</span><span class="seen-by-ear">, best</span>'
-        return Cell(f"{best}{spread}", "num")
-    return Cell(f"{text(value.mean)}{spread}", "num")
+    ends = f"<small><span>{text(value.interval)}</span></small>" if value.interval else ""
+    if value.is_marked:
+        best = (
+            f'<span class="best">{text(value.mean)}</span><span class="seen-by-ear">, best, or not apart from it</span>'
+        )
+        return Cell(f"{best}{ends}", "num")
+    return Cell(f"{text(value.mean)}{ends}", "num")
 
 
 def _runs(comparison: Mapping[str, Any], columns: Sequence[Column]) -> str:
     """Each run by itself."""
+    runs = {row["folder"]: aggregate([row])[0] for row in comparison["rows"]}
     lines = [
         [
             Cell(text(row["method"])),
-            num("" if row["seed"] is None else row["seed"]),
-            *(num("" if row.get(c.key) is None else c.show(row[c.key])) for c in columns),
-            Cell(f"<code>{text(row['folder'])}</code>"),
+            num(DASH if row["seed"] is None else row["seed"]),
+            *(_value(value_of(runs[row["folder"]], column)) for column in columns),
+            Cell(f"<code>{text(row['folder'])}</code>", "path"),
         ]
         for row in comparison["rows"]
     ]
     head = ["", "seed", *(column.title.replace(" ", NBSP) for column in columns), "folder"]
-    return details(f"All {len(lines)} runs", table("Runs", head, lines, "results measures"))
+    return details(f"All {len(lines)} runs", table("Runs", head, lines, "results measures stacked"))
+
+
+def limits_section(comparison: Mapping[str, Any]) -> str:
+    """What the comparison leaves open."""
+    concept = comparison["concept"]
+    found = {
+        "Other concepts": f"The order of the methods is that for {concept}; with another concept it may be another.",
+        "Other settings": "Each method ran with the settings listed below; tuned to this concept, it may do better.",
+        "Attacks": f"Nobody tried to bring {concept} back, by optimised prompts or by further training.",
+        "Other prompts": "Other wordings, languages, sizes and samplers were not tried.",
+        "Errors of the judge": "A network judges the pictures. No interval counts its mistakes.",
+        "Small leads": "Many methods are compared at once, so a lead that is just beyond chance may still be chance.",
+    }
+    return section("limits", "What this does not show", f'<div class="box">{facts(found.items())}</div>')
 
 
 def how_section(comparison: Mapping[str, Any]) -> str:
     """How it was made, so that anybody can make it again."""
     made, base, protocol = comparison["made"], comparison["base"], comparison["protocol"]
     pairs = {
+        "date": made["date"],
         "command": made["command"],
         "base": f"{base['name']} (sha256 {base['sha256'][:12]}…)",
         "protocol": f"{protocol['name']}, {protocol['steps']} steps, guidance {protocol['guidance_scale']:g}",

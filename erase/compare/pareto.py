@@ -1,10 +1,12 @@
-"""Erasure against retention: which two numbers a run comes down to, and which runs no other one beats in both."""
+"""Erasure against retention: which two numbers a run comes down to, and which methods no other one beats in both."""
 
 from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any, NamedTuple
 
 from ..evaluate.table import label_of
+from .chance import Estimate, is_above
+from .rows import estimate_of
 
 ERASURE = ("ua_coherent", "ua", "nudity_any_0.6")
 """Figures that say how far the concept is gone, the first that was measured."""
@@ -34,26 +36,32 @@ class Axes(NamedTuple):
 
 def axes_of(base: Mapping[str, Any]) -> Axes | None:
     """What a comparison on this base row can be drawn over; None when erasure or retention was not measured."""
-    erasure = next((key for key in ERASURE if key in base), None)
+    # What the base never shows cannot fall.
+    erasure = next((key for key in ERASURE if key in base and (base[key] or not _falls(key))), None)
     retention = next((keys for keys in RETENTION if all(base.get(key) for key in keys)), None)
     return Axes(erasure, retention) if erasure and retention else None
 
 
-def erased(row: Mapping[str, Any], base: Mapping[str, Any], axes: Axes) -> float:
-    """How far the concept is gone, 1 being all the way.
+def erased(row: Mapping[str, Any], base: Mapping[str, Any], axes: Axes) -> Estimate:
+    """How far the concept is gone, 1 being all the way, with the interval of the row's own figure.
 
-    A rate of success as it is; a rate of finding the concept as 1 − rate / base's rate.
+    A rate of success as it is; a rate of finding the concept as 1 − rate / base's rate. The base's value is taken as it
+    stands: it is the same for all methods, so its uncertainty does not come between them.
     """
-    value = row[axes.erasure]
-    return 1 - value / base[axes.erasure] if _falls(axes.erasure) else value
+    found = estimate_of(row, axes.erasure)
+    if not _falls(axes.erasure):
+        return found
+    before = base[axes.erasure]
+    return Estimate(1 - found.value / before, 1 - found.high / before, 1 - found.low / before)
 
 
-def kept(row: Mapping[str, Any], base: Mapping[str, Any], axes: Axes) -> float:
+def kept(row: Mapping[str, Any], base: Mapping[str, Any], axes: Axes) -> Estimate:
     """Retention relative to the base: min over the figures of row / base, so that no domain pays for another.
 
-    1 is as good as the base; chance may put it above.
+    1 is as good as the base; chance may put it above. As in `erased`, the interval is the row's own.
     """
-    return min(row[key] / base[key] for key in axes.retention)
+    shares = [[end / base[key] for end in estimate_of(row, key)] for key in axes.retention]
+    return Estimate(*map(min, zip(*shares)))
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:
@@ -69,6 +77,20 @@ def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a >= b for a, b in zip(one, other)) and any(a > b for a, b in zip(one, other))
+
+
+def unbeaten(points: Sequence[Sequence[Estimate]]) -> list[bool]:
+    """Which points (N, d) with intervals, more being better in every coordinate, no other point beats.
+
+    One beats another that is better by more than chance in one coordinate at least, and in none worse by more than
+    chance. Points that chance cannot tell apart do not beat each other, whatever their values.
+    """
+    return [not any(_beats_by_more(other, point) for other in points) for point in points]
+
+
+def _beats_by_more(one: Sequence[Estimate], other: Sequence[Estimate]) -> bool:
+    pairs = list(zip(one, other))
+    return any(is_above(a, b) for a, b in pairs) and not any(is_above(b, a) for a, b in pairs)
 
 
 def _falls(key: str) -> bool:

@@ -31,10 +31,10 @@ class Point:
     """Value in the scale's unit."""
     y: float
     """Value in the scale's unit."""
-    x_sd: float = 0.0
-    """Half the length of the horizontal whisker."""
-    y_sd: float = 0.0
-    """Half the length of the vertical one."""
+    x_range: tuple[float, float] | None = None
+    """Ends of the horizontal whisker."""
+    y_range: tuple[float, float] | None = None
+    """Ends of the vertical one."""
     on_front: bool = False
     """Filled, its label bold."""
 
@@ -135,7 +135,7 @@ def _content(points: Sequence[Point], x: Scale, y: Scale, frame: Frame, front: b
     whiskers = [_whiskers(point, place, x, y, frame) for point, place in zip(points, places)]
     boxes = place_labels([p.label for p in points], places, [line for lines in whiskers for line in lines], frame.box)
     parts = [_axes(x, y, frame)]
-    parts += [_front(points, places, frame)] if front else []
+    parts += [_front(points, places, frame)] if front and any(point.on_front for point in points) else []
     for place, lines, box in zip(places, whiskers, boxes):
         parts += [_whisker(line) for line in lines] + [_leader(place, box)]
     # Markers and names lie above every line.
@@ -168,12 +168,14 @@ def _apart(ticks: Sequence[tuple[float, str]], least: float) -> list[tuple[float
 
 
 def _whiskers(point: Point, place: tuple[float, float], x: Scale, y: Scale, frame: Frame) -> list[Box]:
-    """Horizontal and vertical whisker as boxes without width or height; none where the spread is not known."""
+    """Horizontal and vertical whisker as boxes without width or height; none where the interval is not known."""
     found = []
-    if point.x_sd:
-        found.append((frame.x(x.at(point.x - point.x_sd)), place[1], frame.x(x.at(point.x + point.x_sd)), place[1]))
-    if point.y_sd:
-        found.append((place[0], frame.y(y.at(point.y + point.y_sd)), place[0], frame.y(y.at(point.y - point.y_sd))))
+    if point.x_range:
+        left, right = (frame.x(x.at(end)) for end in point.x_range)
+        found.append((left, place[1], right, place[1]))
+    if point.y_range:
+        bottom, top = (frame.y(y.at(end)) for end in point.y_range)
+        found.append((place[0], top, place[0], bottom))
     return found
 
 
@@ -182,9 +184,10 @@ def _whisker(line: Box) -> str:
 
 
 def _front(points: Sequence[Point], places: Sequence[tuple[float, float]], frame: Frame) -> str:
-    """Steps around what is beaten: right of each point on the front nobody is higher, above it nobody farther right."""
+    """Steps around what the front's points beat by their values: no other of them is both higher and farther right."""
     left, _, _, bottom = frame.box
-    corners = sorted({place for point, place in zip(points, places) if point.on_front})
+    front = sorted({place for point, place in zip(points, places) if point.on_front})
+    corners = [(x, y) for x, y in front if not any(a >= x and b <= y and (a, b) != (x, y) for a, b in front)]
     path = [f"M{left} {corners[0][1]:.1f}"]
     for at, (x, _) in enumerate(corners):
         below = corners[at + 1][1] if at + 1 < len(corners) else bottom

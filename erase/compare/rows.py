@@ -1,21 +1,26 @@
-"""Runs to rows, rows to means, and the distance to a model that was retrained without the concept."""
+"""Runs to rows, rows to means with their intervals, and the distance to a model retrained without the concept."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
 import yaml
 
+from ..evaluate.protocols import RENAMED
+from ..evaluate.table import label_of
+from .chance import Estimate, over_seeds
 from .config import BASE
 from .jobs import CONFIG_FILE, EVALUATION_DIR, MANIFEST_FILE, RUNS_DIR
 
 METRICS_FILE = "metrics.json"
 TRAINING_STAGES = ("mask", "train", "edit")
 """Stages of a run that are the method's own work; making the pictures is shared, and evaluation is the same for all."""
-NAMES = ("method", "kind", "concept", "seed", "folder", "resumed")
+NAMES = ("method", "kind", "concept", "seed", "folder", "resumed", "intervals")
+"""Keys of a row that hold no figure."""
 COSTS = ("seconds", "data_seconds", "peak_bytes")
 KEPT_RATES = ("ira", "cra")
 DISTANCE_OF_GAP = "fd_canvas"
@@ -49,12 +54,25 @@ def is_finished(run: Path) -> bool:
 def row_of(run: Path, *, method: str, kind: str, concept: str, seed: int | None) -> Row:
     """The row of a run's folder: names, the values of its metrics.json (rates in 0–1), seconds and bytes.
 
-    `seconds` are those of mask and training, or of the edit; 0 for a guard, None for the base. They and `peak_bytes`
-    are None where a run was interrupted and gone on with: its files know of the last part only.
+    `intervals` holds the figures' 95 % intervals over the run's own pictures, key → [low, high]. `seconds` are
+    those of mask and training, or of the edit; 0 for a guard, None for the base. They and `peak_bytes` are None where a
+    run was interrupted and resumed: its files hold the last part only.
     """
     figures = _read(run / EVALUATION_DIR / METRICS_FILE)["erased"]
     names = {"method": method, "kind": kind, "concept": concept, "seed": seed}
-    return names | {key: figure["value"] for key, figure in figures.items()} | _costs(run, kind)
+    values = {key: figure["value"] for key, figure in figures.items()}
+    known = {
+        key: [figure["low"], figure["high"]] for key, figure in figures.items() if {"low", "high"} <= figure.keys()
+    }
+    return names | values | _costs(run, kind) | {"intervals": known}
+
+
+def estimate_of(row: Mapping[str, Any], key: str) -> Estimate:
+    """A figure or cost of one row. A cost has no width of its own; a figure without an interval could be anywhere."""
+    value = row[key]
+    if key in COSTS:
+        return Estimate(value, value, value)
+    return Estimate(value, *row.get("intervals", {}).get(key, ()))
 
 
 def _costs(run: Path, kind: str) -> Row:
@@ -63,7 +81,7 @@ def _costs(run: Path, kind: str) -> Row:
         return {"seconds": spent, "data_seconds": 0.0, "peak_bytes": None, "resumed": False}
     manifest = _read(run / MANIFEST_FILE)
     config = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
-    resumed, spent = config.get("resume_from_checkpoint") is not None, manifest["seconds"]
+    resumed, spent = manifest.get("resumed", config.get("resume_from_checkpoint") is not None), manifest["seconds"]
     own = [spent[stage] for stage in TRAINING_STAGES if stage in spent]
     return {
         "seconds": None if resumed else round(sum(own), 2),
@@ -79,13 +97,19 @@ def _check_same_pictures(runs: Sequence[Path]) -> None:
     for run in runs:
         metrics = _read(run / EVALUATION_DIR / METRICS_FILE)
         base = _read(run / EVALUATION_DIR / "evaluation.json")["models"]["base"]["sha256"]
-        what = metrics.get("protocol"), base
+        what = protocol_of(metrics), base
         first, expected = seen.setdefault(json.dumps(metrics.get("concepts")), (run, what))
         if what != expected:
             raise ValueError(
                 f"{run} and {first} were not evaluated on the same pictures of the same base: {what} and {expected}. "
                 "Remove one of them, or compare in another --output_dir."
             )
+
+
+def protocol_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run's pictures were made; an older run's keys by their names of today."""
+    made: Mapping[str, Any] = metrics["protocol"]
+    return {RENAMED.get(key, key): value for key, value in made.items()}
 
 
 def _read(path: Path) -> Any:
@@ -109,10 +133,17 @@ class Summary:
     """Mean of each figure and cost over the rows that have it."""
     sd: Mapping[str, float]
     """Their standard deviation (n − 1); only of what two rows or more have."""
+    interval: Mapping[str, Sequence[float]]
+    """95 % interval of each mean, low and high, over pictures and seeds; only of what has one."""
+
+    def estimate(self, key: str) -> Estimate:
+        """A mean with its interval. A cost that was measured once has no width."""
+        value = self.mean[key]
+        return Estimate(value, *self.interval.get(key, (value, value) if key in COSTS else ()))
 
 
 def aggregate(rows: Iterable[Mapping[str, Any]]) -> list[Summary]:
-    """Mean, standard deviation and number of the rows of each method, in the order in which the methods come up."""
+    """Mean with its interval, standard deviation and number of each method's rows, in the methods' first order."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["method"], []).append(row)
@@ -121,14 +152,26 @@ def aggregate(rows: Iterable[Mapping[str, Any]]) -> list[Summary]:
 
 def _summary(method: str, rows: Sequence[Mapping[str, Any]]) -> Summary:
     keys = dict.fromkeys(key for row in rows for key in row if key not in NAMES)
-    values = {key: [row[key] for row in rows if row.get(key) is not None] for key in keys}
+    found = {key: [estimate_of(row, key) for row in rows if row.get(key) is not None] for key in keys}
+    means = {key: _mean_of(key, of) for key, of in found.items() if of}
     return Summary(
         method=method,
         kind=rows[0]["kind"],
         n=len(rows),
-        mean={key: fmean(of) for key, of in values.items() if of},
-        sd={key: stdev(of) for key, of in values.items() if len(of) > 1},
+        mean={key: mean.value for key, mean in means.items()},
+        sd={key: stdev(one.value for one in of) for key, of in found.items() if len(of) > 1},
+        interval={
+            key: list(mean.interval)
+            for key, mean in means.items()
+            if mean.interval and (key not in COSTS or len(found[key]) > 1)
+        },
     )
+
+
+def _mean_of(key: str, runs: Sequence[Estimate]) -> Estimate:
+    """Over seeds, within what the figure can be."""
+    most = 1.0 if label_of(key).is_rate else inf
+    return over_seeds(runs).within(0.0 if most == 1.0 or key in COSTS else -inf, most)
 
 
 def average_gap(

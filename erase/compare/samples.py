@@ -30,7 +30,8 @@ def samples(comparison: Mapping[str, Any], folder: Path) -> str:
         return ""
     lines = [_line(name, sides[name], records[name], chosen, sensitive) for name in sides]
     hidden = sum(line.count('class="sensitive"') for line in lines)
-    grid = f'<table class="samples">{_head(chosen, comparison["concept"])}<tbody>{"".join(lines)}</tbody></table>'
+    head, body = _head(chosen, comparison["concept"]), f'<tbody role="rowgroup">{"".join(lines)}</tbody>'
+    grid = f'<table role="table" class="samples">{head}{body}</table>'
     body = f'<div class="scroll" role="region" tabindex="0" aria-label="Pictures by method">{grid}</div>'
     return section("pictures", "Pictures", note(_words(comparison, chosen)), _reveal_all(hidden), body)
 
@@ -53,14 +54,18 @@ def chosen_columns(base: Sequence[Record]) -> dict[str, Record]:
 def _head(chosen: Mapping[str, Record], concept: str) -> str:
     roles = [record.get("role", "target") for record in chosen.values()]
     groups = "".join(
-        f'<th scope="colgroup" colspan="{roles.count(role)}"{_gap(at > 0)}>{text(TITLES[role].format(concept))}</th>'
+        f'<th role="columnheader" scope="colgroup" colspan="{roles.count(role)}" class="{role}{_gap(at > 0)}">'
+        f"{text(TITLES[role].format(concept))}</th>"
         for at, role in enumerate(dict.fromkeys(roles))
     )
     prompts = "".join(
-        f'<th scope="col"{_gap(_begins(roles, at))}><div class="prompt" dir="auto">{text(record["prompt"])}</div></th>'
-        for at, record in enumerate(chosen.values())
+        f'<th role="columnheader" scope="col" class="{role}{_gap(_begins(roles, at))}">'
+        f'<div class="prompt" dir="auto">{text(record["prompt"])}</div></th>'
+        for at, (role, record) in enumerate(zip(roles, chosen.values()))
     )
-    return f"<thead><tr><td></td>{groups}</tr><tr><td></td>{prompts}</tr></thead>"
+    corner = '<td role="cell"></td>'
+    rows = "".join(f'<tr role="row">{corner}{cells}</tr>' for cells in (groups, prompts))
+    return f'<thead role="rowgroup">{rows}</thead>'
 
 
 def _line(
@@ -68,8 +73,11 @@ def _line(
 ) -> str:
     roles = [record.get("role", "target") for record in chosen.values()]
     found = [_picture(name, side, records[at], sensitive_protocol) for at in chosen]
-    cells = "".join(f"<td{_gap(_begins(roles, at))}>{picture}</td>" for at, picture in enumerate(found))
-    return f'<tr><th scope="row">{text(name)}</th>{cells}</tr>'
+    cells = "".join(
+        f'<td role="cell" class="{role}{_gap(_begins(roles, at))}">{picture}</td>'
+        for at, (role, picture) in enumerate(zip(roles, found))
+    )
+    return f'<tr role="row"><th role="rowheader" scope="row">{text(name)}</th>{cells}</tr>'
 
 
 def _picture(name: str, side: Path, record: Record, sensitive_protocol: bool) -> str:
@@ -98,7 +106,7 @@ def _begins(roles: Sequence[str], at: int) -> bool:
 
 
 def _gap(wide: bool) -> str:
-    return ' class="gap"' if wide else ""
+    return " gap" if wide else ""
 
 
 def _reveal_all(hidden: int) -> str:

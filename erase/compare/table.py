@@ -1,10 +1,12 @@
-"""The comparison as one table: mean ± sd over seeds, base first, the best of each column marked; text and Markdown."""
+"""The comparison as one table, base first: means with their intervals, marked where a lead is more than chance."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 from ..evaluate.table import label_of
 from ..report.figures import DASH, plain
+from .chance import marked
 from .config import BASE
 from .rows import COSTS, Summary
 
@@ -12,6 +14,8 @@ FIGURES = ("ua", "ua_coherent", "ira", "cra", "coherence", "fd_canvas")
 """Columns of the canvas; other protocols show their own figures."""
 MOST_FIGURES = 8
 GIGABYTE = 1e9
+COST_MARGIN = 0.05
+"""Share by which two costs must differ: the same run takes a little longer or shorter each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,12 @@ class Column:
     title: str
     """Name, with an arrow where one direction is better."""
     show: Callable[[float], str]
-    """A mean or standard deviation as text; the title says the unit."""
+    """A mean as text; the title says the unit."""
+
+    @property
+    def margin(self) -> float:
+        """Share by which values must differ beside being apart."""
+        return COST_MARGIN if self.key in COSTS else 0.0
 
     @property
     def sign(self) -> int:
@@ -37,15 +46,15 @@ class Value:
 
     mean: str
     """Mean over seeds, or a dash."""
-    sd: str
-    """Standard deviation; empty where there are fewer than two values."""
-    is_best: bool
-    """Whether no method's mean is better (the base's own row does not count)."""
+    interval: str
+    """Its 95 % interval; empty where it is not known."""
+    is_marked: bool
+    """Whether it is the best or chance cannot tell it from the best, and some method is worse by more than chance."""
 
     @property
     def text(self) -> str:
-        """mean ± sd."""
-        return f"{self.mean} ± {self.sd}" if self.sd else self.mean
+        """mean [interval]."""
+        return f"{self.mean} [{self.interval}]" if self.interval else self.mean
 
 
 def columns_of(summaries: Sequence[Summary]) -> list[Column]:
@@ -68,56 +77,66 @@ def _shown(key: str) -> Callable[[float], str]:
 
 
 def cells(summaries: Sequence[Summary], column: Column) -> dict[str, Value]:
-    """Method → its cell; values that print alike share the mark of the best."""
-    means = {s.method: s.mean[column.key] for s in summaries if column.key in s.mean and s.kind != BASE}
-    best = (max if column.sign > 0 else min)(means.values(), default=None) if column.sign else None
-    shown = {s.method: column.show(s.mean[column.key]) if column.key in s.mean else DASH for s in summaries}
-    return {
-        s.method: Value(
-            mean=shown[s.method],
-            sd=column.show(s.sd[column.key]) if column.key in s.sd else "",
-            is_best=best is not None and s.method in means and shown[s.method] == column.show(best),
-        )
-        for s in summaries
-    }
+    """Method → its cell. The base's own row is never marked."""
+    there = {s.method: s.estimate(column.key) for s in summaries if column.key in s.mean and s.kind != BASE}
+    best = marked(there, column.sign, column.margin) if column.sign else set()
+    return {s.method: value_of(s, column, s.method in best) for s in summaries}
+
+
+def value_of(summary: Summary, column: Column, is_marked: bool = False) -> Value:
+    """A summary's cell in a column."""
+    mean, interval = summary.mean.get(column.key), summary.interval.get(column.key)
+    return Value(
+        mean=DASH if mean is None else column.show(mean),
+        interval=DASH.join(map(column.show, interval)) if interval else "",
+        is_marked=is_marked,
+    )
 
 
 def text_table(summaries: Sequence[Summary]) -> str:
-    """For a terminal; the best of a column has a star."""
+    """For a terminal: under each method's line its intervals; what is marked has a star."""
     columns = columns_of(summaries)
     by_column = [cells(summaries, column) for column in columns]
-    rows = [["", *(column.title for column in columns), "n"]]
+    rows = [["", *(f"{column.title} " for column in columns), "n"]]
     for summary in summaries:
         values = [of[summary.method] for of in by_column]
-        rows.append([summary.method, *(f"{v.text}{'*' if v.is_best else ' '}" for v in values), str(summary.n)])
+        rows.append([summary.method, *(f"{v.mean}{'*' if v.is_marked else ' '}" for v in values), str(summary.n)])
+        rows += [["", *(f"{v.interval} " for v in values), ""]] if any(v.interval for v in values) else []
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [
-        f"{first:<{widths[0]}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:]))
+        f"{first:<{widths[0]}}  {'  '.join(f'{cell:>{width}}' for cell, width in zip(rest, widths[1:]))}".rstrip()
         for first, *rest in rows
     ]
     rule = "─" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:], rule, f"{CAPTION} *: best of the column."])
+    return "\n".join([lines[0], rule, *lines[1:], rule, *wrap(f"{CAPTION} *: {MARK}", max(60, len(rule)))])
 
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
-    """For a document; the best of a column is bold."""
+    """For a document; what is marked is bold."""
     columns = columns_of(summaries)
     by_column = [cells(summaries, column) for column in columns]
     lines = [["method", *(column.title for column in columns), "n"], ["---"] + ["---:"] * (len(columns) + 1)]
     for summary in summaries:
         values = [of[summary.method] for of in by_column]
-        marked = [f"**{value.text}**" if value.is_best else value.text for value in values]
-        lines.append([summary.method.replace("|", "\\|"), *marked, str(summary.n)])
+        shown = [
+            f"**{value.mean}**{value.text.removeprefix(value.mean)}" if value.is_marked else value.text
+            for value in values
+        ]
+        lines.append([summary.method.replace("|", "\\|"), *shown, str(summary.n)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{CAPTION} Bold: best of the column.\n"
+    return f"{table}\n\n{CAPTION} Bold: {MARK}\n"
 
 
 CAPTION = (
-    "Rates in %; mean ± standard deviation over n seeds. Seconds: mask and training, or the edit; pictures are shared. "
-    "Peak: memory of the run."
+    "Rates in %. A value is the mean over n seeds; its 95 % interval counts pictures and seeds together, with one run "
+    "the pictures alone. Seconds: mask and training, or the edit; pictures are shared. Peak: memory of the run."
+)
+MARK = (
+    "the best of the column and every value whose interval meets its interval; nothing where that is every method. "
+    "Seconds and peak also have to differ by 5 %."
 )
 
 
 def ordered(summaries: Sequence[Summary], score: Mapping[str, float]) -> list[Summary]:
-    """Base first, then by falling score; what has none keeps its order, at the end."""
+    """Base first, then by falling score; what has none keeps its order, at the end. An order, not a verdict."""
     return sorted(summaries, key=lambda s: (s.kind != BASE, -score.get(s.method, float("-inf"))))

@@ -16,6 +16,13 @@ class Label:
     """Half a sentence."""
     is_rate: bool = True
     """Whether the value lies in 0–1 and is printed in per cent."""
+    is_mean: bool = False
+    """Whether a rate is a mean of other rates, and so no share of n pictures."""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the value is a number of pictures over n."""
+        return self.is_rate and not self.is_mean
 
 
 LABELS: dict[str, Label] = {
@@ -30,8 +37,8 @@ LABELS: dict[str, Label] = {
     "coherence_retain": Label("  kept prompts", ""),
     "fd_canvas": Label("FD-canvas ↓", "distance of kept pictures to the base's", is_rate=False),
     "accuracy": Label("accuracy ↑", "the classifier names what was asked for"),
-    "mace_h_o": Label("MACE H_o ↑", "harmonic mean: erased, kept, and gone in other wordings"),
-    "mace_h_c": Label("MACE H_c ↑", "harmonic mean: erased and kept"),
+    "mace_h_o": Label("MACE H_o ↑", "harmonic mean: erased, kept, and gone in other wordings", is_mean=True),
+    "mace_h_c": Label("MACE H_c ↑", "harmonic mean: erased and kept", is_mean=True),
     "mace_h_a": Label("MACE H_a ↑", "CLIP score of kept minus erased prompts", is_rate=False),
     "fid": Label("FID ↓", "distance to real pictures", is_rate=False),
     "fid_floor": Label("  floor", "two halves of the real pictures, at this N", is_rate=False),
@@ -66,15 +73,42 @@ def label_of(key: str) -> Label:
     return LABELS.get(key, Label(key, "", is_rate=False))
 
 
+def count_of(key: str, value: float, n: int) -> int | None:
+    """How many of the n pictures a share counts; None for a figure that is no share.
+
+    Raises ValueError where value × n is no whole number, for then the figure does not belong to its n.
+    """
+    if not label_of(key).is_share:
+        return None
+    count = round(value * n)
+    if abs(value * n - count) > 1e-6 * max(1, n):
+        raise ValueError(
+            f"The figure {key!r} is {value} of {n} pictures, which is no whole number of pictures; make metrics.json "
+            "again with `erase evaluate`."
+        )
+    return count
+
+
+def rests_on(count: int | None, n: int) -> str:
+    """`203 of 204`, or `n = 570` where nothing is counted."""
+    return f"n = {n:,}" if count is None else f"{count:,} of {n:,}"
+
+
 def metrics_table(base: Mapping[str, Interval] | None, erased: Mapping[str, Interval]) -> str:
-    """Base (where there is one) beside erased, with 95 % intervals; rates in per cent."""
+    """Base (where there is one) beside erased: counts, and values with 95 % intervals; rates in per cent."""
     models = [("base", base), ("erased", erased)] if base is not None else [("model", erased)]
-    rows = [("", *(name for name, _ in models), "n", "")]
-    for key, figure in (dict(base or {}) | dict(erased)).items():
-        label = label_of(key)
-        cells = [cell(figures[key], label.is_rate) if key in figures else "–" for _, figures in models]
-        rows.append((label.title, *cells, str(figure.n), label.meaning))
+    rows = [("", *(title for name, _ in models for title in ("", name)), "")]
+    for key in dict(base or {}) | dict(erased):
+        cells = [text for _, figures in models for text in cells_of(key, figures.get(key))]
+        rows.append((label_of(key).title, *cells, label_of(key).meaning))
     return _aligned(rows)
+
+
+def cells_of(key: str, figure: Interval | None) -> tuple[str, str]:
+    """What a figure rests on, and its value with its interval."""
+    if figure is None:
+        return "", "–"
+    return rests_on(count_of(key, figure.value, figure.n), figure.n), cell(figure, label_of(key).is_rate)
 
 
 def cell(figure: Interval, is_rate: bool) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def collect(folder: Path) -> Report:
         "base_name": ((made.get("models") or {}).get("base") or {}).get("name") or manifest.get("base"),
         "verdict": verdict(rows, totals, concepts, domains, protocol),
         "protocol": protocol,
+        "sizes": sizes_of(sides.get("erased", ())),
         "pairs": choose_pairs(folder, evaluation, sides, bool(protocol.get("sensitive"))),
         "figures": rows,
         "published": published_tables(rows, totals, protocol, concepts, domains),
@@ -61,6 +62,11 @@ def collect(folder: Path) -> Report:
         "config": _config_text(folder / "config.yaml"),
         "sources": _hashes(folder, evaluation),
     }
+
+
+def sizes_of(records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Width and height of the pictures, each once."""
+    return [list(size) for size in sorted({(r["width"], r["height"]) for r in records if r.get("width")})]
 
 
 def find_evaluation(folder: Path) -> Path:

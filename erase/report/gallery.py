@@ -1,4 +1,4 @@
-"""The pairs of pictures: base over erased with a handle between them, blurred where that is called for."""
+"""The pairs of pictures: base beside erased, or on request one over the other; blurred where that is called for."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..evaluate.scoring import read_picture
+from ..pictures import read_picture
 from .figures import MODELS
 from .markup import note, section, text
 
@@ -41,7 +41,7 @@ def gallery(pairs: Mapping[str, Sequence[Mapping[str, Any]]], concepts: Sequence
     has_base = any("base" in pair for pair in shown)
     words = "Chosen evenly over the prompts, not by what they show."
     if has_base:
-        words = f"Left of the handle the base model, right of it the erased one, at equal seeds. {words}"
+        words = f"Left the base model, right the erased one, at equal seeds. {words}"
     parts = [note(words), _controls(has_base, hidden)]
     for role, group in pairs.items():
         title = TITLES[role].format(" or ".join(concepts) or "the concept")
@@ -54,7 +54,8 @@ def _controls(has_base: bool, hidden: int) -> str:
     parts = []
     if has_base:
         parts.append(
-            '<label class="all-pairs">All pairs: base'
+            '<button type="button" id="overlay" aria-pressed="false" aria-controls="pictures">Overlay with a slider'
+            '</button><label class="all-pairs">All pairs: base'
             '<input id="all-pairs" type="range" min="0" max="100" value="50" '
             'aria-label="Share of the base model shown in all pairs">erased</label>'
         )
@@ -69,29 +70,32 @@ def _controls(has_base: bool, hidden: int) -> str:
 def _grid(pairs: Sequence[Mapping[str, Any]], folder: Path) -> str:
     drawn = [_figure(pair, folder) for pair in pairs]
     small = all(side <= SMALL_SIDE for _, side in drawn)
-    return f'<div class="grid{" small" if small else ""}">{"".join(html for html, _ in drawn)}</div>'
+    single = not any("base" in pair for pair in pairs)
+    kind = f"grid{' small' if small else ''}{' single' if single else ''}"
+    return f'<div class="{kind}">{"".join(html for html, _ in drawn)}</div>'
 
 
 def _figure(pair: Mapping[str, Any], folder: Path) -> tuple[str, int]:
     """One pair and the longest side of its pictures."""
-    names = [name for name in ("erased", "base") if name in pair]
+    names = [name for name in MODELS if name in pair]
     images, longest = [], 0
     for name in names:
         uri, width, height = data_uri(folder / pair[name]["file"])
         blur = " sensitive" if pair[name]["sensitive"] else ""
         alt = text(f"{name} model: {pair['prompt']}")
-        images.append(f'<img class="{name}{blur}" src="{uri}" width="{width}" height="{height}" alt="{alt}">')
+        image = f'<img class="{name}{blur}" src="{uri}" width="{width}" height="{height}" alt="{alt}">'
+        images.append(f'<div class="side {name}">{image}</div>')
         longest = max(longest, width, height)
     prompt = text(pair["prompt"])
     slider = _slider(prompt) if "base" in pair else ""
     reveal = _reveal(prompt) if any(pair[name]["sensitive"] for name in names) else ""
     frame = f'<div class="frame">{"".join(images)}{slider}{reveal}</div>'
-    return f'<figure class="pair">{frame}<figcaption>{_caption(pair)}</figcaption></figure>', longest
+    kind = "pair" if len(names) > 1 else "pair alone"
+    return f'<figure class="{kind}">{frame}<figcaption>{_caption(pair, names)}</figcaption></figure>', longest
 
 
 def _slider(prompt: str) -> str:
     return (
-        '<span class="tag left" aria-hidden="true">base</span><span class="tag right" aria-hidden="true">erased</span>'
         '<span class="handle" aria-hidden="true"></span>'
         f'<input class="slide" type="range" min="0" max="100" value="50" aria-label="Base against erased: {prompt}">'
     )
@@ -104,9 +108,13 @@ def _reveal(prompt: str) -> str:
     )
 
 
-def _caption(pair: Mapping[str, Any]) -> str:
-    """Prompt, seed, and what a judge saw before and after."""
-    judged = [", ".join(pair[name]["judged"]) for name in MODELS if name in pair and pair[name]["judged"]]
-    seen = f'<span class="judged">judged {text(" → ".join(dict.fromkeys(judged)))}</span>' if judged else ""
-    seed = f"<span>seed {text(pair['seed'])}</span>" if pair["seed"] is not None else ""
-    return f'<span class="prompt" dir="auto">{text(pair["prompt"])}</span><span class="about">{seed}{seen}</span>'
+def _caption(pair: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Under each picture its model and what a judge saw; then the prompt and the seed."""
+    sides = "".join(_under(name, pair[name]["judged"]) for name in names)
+    seed = f'<span class="about">seed {text(pair["seed"])}</span>' if pair["seed"] is not None else ""
+    return f'<span class="sides">{sides}</span><span class="prompt" dir="auto">{text(pair["prompt"])}</span>{seed}'
+
+
+def _under(name: str, judged: Sequence[str]) -> str:
+    seen = f' <span class="about">judged {text(", ".join(judged))}</span>' if judged else ""
+    return f'<span class="under"><span class="model">{name}</span>{seen}</span>'

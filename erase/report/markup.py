@@ -36,18 +36,31 @@ def note(words: str) -> str:
     return f'<p class="note">{text(words)}</p>'
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Cell]], kind: str = "") -> str:
-    """A table in a box of its own that scrolls sideways; the first cell of a row is its header."""
+def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Cell]], kind: str = "stacked") -> str:
+    """A table in a box of its own that scrolls sideways; the first cell of a row is its header.
+
+    kind: classes. `stacked` sets each row as a block on a narrow screen, its cells under the titles of their columns.
+    The roles say what the elements are anyway, for a browser forgets it where a style sheet sets rows as blocks.
+    """
     lines = []
     for first, *rest in rows:
-        cells = "".join(f'<td class="{cell.kind}">{cell.html}</td>' for cell in rest)
-        lines.append(f'<tr><th scope="row" class="{first.kind}">{first.html}</th>{cells}</tr>')
-    heads = "".join(f'<th scope="col">{text(title)}</th>' for title in head)
+        cells = "".join(_cell(cell, title) for cell, title in zip(rest, head[1:]))
+        lines.append(f'<tr role="row"><th role="rowheader" scope="row"{_class(first)}>{first.html}</th>{cells}</tr>')
+    heads = "".join(f'<th role="columnheader" scope="col">{text(title)}</th>' for title in head)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{text(caption)}"><table class="{kind}">'
-        f"<caption>{text(caption)}</caption><thead><tr>{heads}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{text(caption)}"><table role="table" '
+        f'class="{kind}"><caption>{text(caption)}</caption><thead role="rowgroup"><tr role="row">{heads}</tr></thead>'
+        f'<tbody role="rowgroup">{"".join(lines)}</tbody></table></div>'
     )
+
+
+def _cell(cell: Cell, title: str) -> str:
+    label = f' data-label="{text(title)}"' if title else ""
+    return f'<td role="cell"{_class(cell)}{label}>{cell.html}</td>'
+
+
+def _class(cell: Cell) -> str:
+    return f' class="{cell.kind}"' if cell.kind else ""
 
 
 def details(summary: str, content: str) -> str:

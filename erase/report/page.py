@@ -5,8 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .figures import DASH, MODELS, NBSP, interval, number, p_value, percent, plain
+from .figures import DASH, MODELS, NBSP, count, interval, number, p_value, percent, plain
 from .gallery import gallery
+from .glossary import glossary
+from .limits import limits_section
 from .markup import Cell, bars, code, details, facts, note, num, section, table, text, whiskers
 from .network import loss_section, mask_section
 from .nudity import nudity_section
@@ -25,11 +27,13 @@ def render(report: Mapping[str, Any], folder: Path) -> str:
         measures(report),
         *(published(board) for board in report["published"]),
         turned_into(report["turns_into"], report["classes"]),
+        limits_section(report),
         nudity_section(report["nudity"]),
         mask_section(report["mask"]),
         loss_section(report["losses"]),
-        provenance(report),
     ]
+    content = "\n".join([opening(report["verdict"], report), *(part for part in sections if part)])
+    ending = "\n".join([glossary(content), provenance(report)])
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     concepts, protocol = ", ".join(report["concepts"]), report["protocol"].get("name")
     named = (("", concepts), ("base ", report["base_name"]), ("protocol ", protocol))
@@ -37,12 +41,16 @@ def render(report: Mapping[str, Any], folder: Path) -> str:
     return whole_page(
         title=f"Erasure report: {about}" if about else "Erasure report",
         eyebrow=f"<span>Erasure report</span> {text(about)}",
-        content="\n".join([opening(report["verdict"], report), *(part for part in sections if part)]),
-        footer=f"Made by erase {report['erase_version']}. Every figure can be counted again from the records "
-        "beside this page; report.json holds them for programs.",
+        content=f"{content}\n{ending}",
+        footer=f"Made by erase {report['erase_version']}{_on_date(report['evaluation'])}. Every figure can be counted "
+        "again from the records beside this page; report.json holds them for programs.",
         style=style,
         script=script,
     )
+
+
+def _on_date(made: Mapping[str, Any]) -> str:
+    return f" from an evaluation of {made['date']}" if made.get("date") else ""
 
 
 def opening(verdict: Mapping[str, Any], report: Mapping[str, Any]) -> str:
@@ -63,9 +71,11 @@ def _contents(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("pictures", "Pictures", report["pairs"]),
         ("measures", "Measures", report["figures"]),
         ("became", "Turned into", report["turns_into"]),
+        ("limits", "Limits", True),
         ("nudity", "Body parts", report["nudity"]),
         ("mask", "Mask", report["mask"]),
         ("training", "Training", report["losses"]),
+        ("glossary", "Words", True),
         ("provenance", "Provenance", True),
     ]
     return [(anchor, title) for anchor, title, there in found if there]
@@ -78,13 +88,17 @@ def measures(report: Mapping[str, Any]) -> str:
         return ""
     models = [name for name in MODELS if any(row[name] for row in rows)]
     has_rates, tested = any(row["is_rate"] for row in rows), any(row["paired"] for row in rows)
-    head = ["", *models, *([f"0{DASH}100 %"] if has_rates else []), "N", *(["p"] if tested else [])]
-    words = "95 % intervals in small type; rates in per cent. Hollow: base; filled: erased."
+    head = ["", *models, *([f"0{DASH}100 %"] if has_rates else []), *(["p"] if tested else [])]
+    words = "Rates in per cent; below each value the pictures that it counts and its 95 % interval."
+    words += " Hollow: base; filled: erased." if has_rates and len(models) > 1 else ""
     if tested:
-        words += " p: exact McNemar test over pairs of equal seeds, with the pairs that only the base and only the "
+        words += (
+            " p: exact McNemar test over pairs of equal seeds; below it, how many pairs only the base and only the "
+        )
         words += "erased model answer yes to."
     lines = [_measure(row, models, has_rates, tested) for row in rows]
-    return section("measures", "Measures", table("Figures with 95 % intervals", head, lines, "measures"), note(words))
+    body = table("Figures with 95 % intervals", head, lines, "measures stacked")
+    return section("measures", "Measures", body, note(words))
 
 
 def _measure(row: Mapping[str, Any], models: Sequence[str], has_rates: bool, tested: bool) -> list[Cell]:
@@ -93,7 +107,7 @@ def _measure(row: Mapping[str, Any], models: Sequence[str], has_rates: bool, tes
     values = [_value(row[name], row["is_rate"]) for name in models]
     plot = [Cell(_plot(row, models), "chart")] if has_rates else []
     test = [_test(row["paired"])] if tested else []
-    return [title, *values, *plot, num(f"{row['n']:,}"), *test]
+    return [title, *values, *plot, *test]
 
 
 def _plot(row: Mapping[str, Any], models: Sequence[str]) -> str:
@@ -105,7 +119,8 @@ def _plot(row: Mapping[str, Any], models: Sequence[str]) -> str:
 def _value(figure: Mapping[str, Any] | None, is_rate: bool) -> Cell:
     if figure is None:
         return num(DASH)
-    return Cell(f"{text(plain(figure['value'], is_rate))}<small>{text(interval(figure, is_rate))}</small>", "num")
+    small = f"<small><span>{text(count(figure))}</span> <span>{text(interval(figure, is_rate))}</span></small>"
+    return Cell(f"{text(plain(figure['value'], is_rate))}{small}", "num")
 
 
 def _test(paired: Mapping[str, Any] | None) -> Cell:
@@ -122,7 +137,7 @@ def published(board: Mapping[str, Any]) -> str:
         cells = [num(_published_value(*pair, row["ours"])) for pair in zip(board["columns"], row["values"])]
         lines.append([Cell(text(row["name"]), "ours" if row["ours"] else ""), *cells])
     caption = f"{board['title']}. Source: {board['source']}"
-    body = table(caption, ["", *board["columns"]], lines, "published")
+    body = table(caption, ["", *board["columns"]], lines, "published stacked")
     return section("published", "Published under the same protocol", body, note(board["note"]))
 
 
@@ -149,7 +164,12 @@ def _became(concept: str, counts: Mapping[str, int]) -> str:
     if (rest := total - sum(count for _, count in first)) > 0:
         first.append((f"{len(counts) - len(first)} others", rest))
     lines = [
-        (Cell(text(name)), Cell(bars(("erased", n / total)), "chart"), num(f"{n:,}"), num(percent(n / total)))
+        (
+            Cell(text(name)),
+            Cell(bars(("erased", n / total)), "chart"),
+            num(f"{n:,} of {total:,}"),
+            num(percent(n / total)),
+        )
         for name, n in first
     ]
     caption = f"The erased model's {total:,} pictures of {concept}, by what the judge saw"
@@ -158,20 +178,28 @@ def _became(concept: str, counts: Mapping[str, int]) -> str:
 
 def _kept_classes(kept: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:
     """Share of right pictures per class, the largest loss first."""
+    models = [name for name in MODELS if name in kept]
+    shares = {
+        name: {model: kept[model][name]["right"] / kept[model][name]["n"] for model in models if name in kept[model]}
+        for name in kept["erased"]
+    }
+    lines = [
+        [
+            Cell(text(name)),
+            Cell(bars(*shares[name].items()), "chart"),
+            *(_tally(kept[model].get(name)) for model in models),
+        ]
+        for name in sorted(shares, key=lambda name: shares[name]["erased"] - shares[name].get("base", 0.0))
+    ]
+    return table("Pictures that show the class that was asked for", ("", "", *models), lines, "became")
 
-    def share(model: str, name: str) -> float | None:
-        tally = kept.get(model, {}).get(name)
-        return tally["right"] / tally["n"] if tally else None
 
-    shares = {name: (share("base", name), share("erased", name) or 0.0) for name in kept["erased"]}
-    lines = []
-    for name in sorted(shares, key=lambda name: shares[name][1] - (shares[name][0] or 0.0)):
-        base, erased = shares[name]
-        drawn = [("base", base)] if base is not None else []
-        chart = Cell(bars(*drawn, ("erased", erased)), "chart")
-        cells = [num(DASH if base is None else percent(base)), num(percent(erased)), num(kept["erased"][name]["n"])]
-        lines.append([Cell(text(name)), chart, *cells])
-    return table("Pictures that show the class that was asked for", ("", "", "base", "erased", "N"), lines, "became")
+def _tally(tally: Mapping[str, int] | None) -> Cell:
+    """A share of right pictures over its count."""
+    if not tally:
+        return num(DASH)
+    right, n = tally["right"], tally["n"]
+    return Cell(f"{percent(right / n)}<small>{right:,} of {n:,}</small>", "num")
 
 
 def provenance(report: Mapping[str, Any]) -> str:
@@ -181,16 +209,21 @@ def provenance(report: Mapping[str, Any]) -> str:
         for path, digest in report["sources"].items()
     ]
     parts = [
-        facts(_key_facts(report["evaluation"], report["protocol"])),
+        facts(_key_facts(report["evaluation"], report["manifest"], report["protocol"])),
         _json_details("The evaluation (evaluation.json)", report["evaluation"]),
         _json_details("The run (manifest.json)", report["manifest"]),
         details("The run's settings (config.yaml)", code(report["config"])) if report["config"] else "",
-        details("Files that this page was made from, with their sha256", table("Files", ("", "sha256"), files)),
+        details("Files that this page was made from, with their sha256", table("Files", ("", "sha256"), files, _FILES)),
     ]
     return section("provenance", "Provenance", *parts)
 
 
-def _key_facts(made: Mapping[str, Any], protocol: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+_FILES = "files stacked"
+
+
+def _key_facts(
+    made: Mapping[str, Any], manifest: Mapping[str, Any], protocol: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
     """What a reader looks for first, as far as it is known."""
     for name, model in (made.get("models") or {}).items():
         yield f"{name} model", " ".join(filter(None, (model.get("name"), _short_hash(model.get("sha256")))))
@@ -199,8 +232,13 @@ def _key_facts(made: Mapping[str, Any], protocol: Mapping[str, Any]) -> Iterator
             yield title, _setting(protocol[key])
     if packages := made.get("packages"):
         yield "packages", ", ".join(f"{name} {version}" for name, version in packages.items())
-    if command := made.get("command"):
-        yield "command", command
+    for title, source in (("erased", manifest), ("evaluated", made)):
+        if source.get("date"):
+            yield title, source["date"]
+    commands = {"erased by": manifest.get("command"), "evaluated by": made.get("command")}
+    if commands["erased by"] == commands["evaluated by"]:
+        commands = {"command": made.get("command")}
+    yield from ((title, command) for title, command in commands.items() if command)
 
 
 def _short_hash(sha256: str | None) -> str:

@@ -1,6 +1,7 @@
 "use strict";
 {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const overlay = document.getElementById("overlay");
   const allPairs = document.getElementById("all-pairs");
   const revealAll = document.getElementById("reveal-all");
   const theme = document.getElementById("theme");
@@ -19,7 +20,7 @@
     if (!input) continue;
     input.addEventListener("input", () => place(input));
     frame.addEventListener("pointerdown", (event) => {
-      if (event.target.closest("button")) return;
+      if (event.target.closest("button") || !frame.closest(".overlay")) return;
       event.preventDefault();
       input.focus({ preventScroll: true });
       frame.setPointerCapture(event.pointerId);
@@ -29,6 +30,12 @@
       if (frame.hasPointerCapture(event.pointerId)) drag(frame, input, event);
     });
     place(input);
+  }
+  if (overlay) {
+    overlay.addEventListener("click", () => {
+      const isOn = document.getElementById("pictures").classList.toggle("overlay");
+      overlay.setAttribute("aria-pressed", isOn);
+    });
   }
   if (allPairs) {
     allPairs.addEventListener("input", () => {

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluate.nudity import DEFAULT_THRESHOLD
-from .figures import NBSP, interval, number, percent
+from .figures import NBSP, count, interval, number, percent
 
 WEAK_BELOW = 0.9
 """Share of target pictures without the concept below which an erasure is called weak."""
@@ -69,12 +69,14 @@ def _claim(term: str, lead: str, text: str) -> dict[str, str]:
 
 
 def _rests_on(row: Row) -> str:
-    """`98.0 % of 204 pictures (95 % interval 95.1–99.2 %; base 0 %)`."""
-    unit = f"{NBSP}%" if row["is_rate"] else ""
-    show = percent if row["is_rate"] else number
-    base = f"; base {show(row['base']['value'])}" if row["base"] else ""
-    share = f"{show(row['erased']['value'])} of {row['n']:,} pictures"
-    return f"{share} (95 % interval {interval(row['erased'], row['is_rate'])}{unit}{base})"
+    """`203 of 204 pictures, 99.5 % (95 % interval 97.3–99.9 %; base 0 of 204)`."""
+    base = f"; base {count(row['base'])}" if row["base"] else ""
+    return f"{_share(row)} (95 % interval {interval(row['erased'], is_rate=True)}{NBSP}%{base})"
+
+
+def _share(row: Row) -> str:
+    """`203 of 204 pictures, 99.5 %`."""
+    return f"{count(row['erased'])} pictures, {percent(row['erased']['value'])}"
 
 
 def _erased(figures: Mapping[str, Row], name: str) -> dict[str, str] | None:
@@ -83,8 +85,9 @@ def _erased(figures: Mapping[str, Row], name: str) -> dict[str, str] | None:
     row, verb = figures["ua"], "are" if " and " in name else "is"
     text = f"{_rests_on(row)}."
     if "ua_coherent" in figures:
-        text += f" Gone, and still a proper picture: {percent(figures['ua_coherent']['erased']['value'])}."
-    lead = f"{name} {verb} gone from {percent(row['erased']['value'])} of the pictures that ask for it"
+        text += f" Gone, and still a proper picture: {_share(figures['ua_coherent'])}."
+    rate = percent(row["erased"]["value"])
+    lead = f"{name} {verb} gone from {count(row['erased'])} pictures that ask for it ({rate})"
     return _claim("Erased", lead, text)
 
 
@@ -116,9 +119,9 @@ def _kept(figures: Mapping[str, Row], others: str) -> dict[str, str] | None:
     if "ira" not in figures:
         return None
     row = figures["ira"]
-    share = percent(row["erased"]["value"])
-    base = f" (base {percent(row['base']['value'])})" if row["base"] else ""
-    return _claim("Kept", f"{others} are kept at {share}{base}", f"{_rests_on(row)} still show what they ask for.")
+    base = f", base {percent(row['base']['value'])}" if row["base"] else ""
+    lead = f"{others} are kept in {count(row['erased'])} ({percent(row['erased']['value'])}{base})"
+    return _claim("Kept", lead, f"{_rests_on(row)} still show what they ask for.")
 
 
 def _coherence(figures: Mapping[str, Row]) -> dict[str, str] | None:
@@ -138,7 +141,7 @@ def _distance(figures: Mapping[str, Row]) -> dict[str, str] | None:
         base = f" (base {number(row['base']['value'])})" if row["base"] else ""
         parts.append(f"{row['label'].rstrip(' ↑↓')} is {number(row['erased']['value'])}{base}")
     lead = " and ".join(parts)
-    return _claim("Quality", lead, f"{lead}; {rows[0]['n']:,} pictures.")
+    return _claim("Quality", lead, f"{lead}; {rows[0]['erased']['n']:,} pictures.")
 
 
 def _warnings(figures: Mapping[str, Row], name: str, others: str) -> list[str]:
@@ -146,7 +149,7 @@ def _warnings(figures: Mapping[str, Row], name: str, others: str) -> list[str]:
     found += [_fall(lead.format(others), figures[key]) for key, lead in FALLS.items() if fell(figures.get(key))]
     if figures and all(row["base"] is None for row in figures.values()):
         found.append("The base model was not measured, so nobody can tell what the erasure changed.")
-    if figures and (n := min(row["n"] for row in figures.values())) < FEW_PICTURES:
+    if figures and (n := min(row["erased"]["n"] for row in figures.values())) < FEW_PICTURES:
         found.append(f"Some figures rest on {n} pictures only: look at their intervals.")
     return found
 
@@ -155,13 +158,18 @@ def _weak(figures: Mapping[str, Row], name: str) -> list[str]:
     """What is still there, and what only went because pictures broke."""
     if "ua" not in figures:
         return []
-    gone, found = figures["ua"]["erased"]["value"], []
-    if gone < WEAK_BELOW:
-        found.append(f"Weak erasure: {percent(1 - gone)} of the pictures that ask for {name} still show it.")
-    broken = gone - figures["ua_coherent"]["erased"]["value"] if "ua_coherent" in figures else 0.0
-    if broken > BROKEN:
-        found.append(f"{percent(broken)} of the pictures that ask for {name} lost it by being no proper pictures.")
+    ua, found = figures["ua"]["erased"], []
+    if ua["value"] < WEAK_BELOW:
+        found.append(f"Weak erasure: {_of(ua['n'] - ua['count'], ua['n'])} pictures that ask for {name} still show it.")
+    broken = ua["count"] - figures["ua_coherent"]["erased"]["count"] if "ua_coherent" in figures else 0
+    if broken > BROKEN * ua["n"]:
+        found.append(f"{_of(broken, ua['n'])} pictures that ask for {name} lost it by being no proper pictures.")
     return found
+
+
+def _of(part: int, whole: int) -> str:
+    """`61 of 204 (29.9 %)`."""
+    return f"{part:,} of {whole:,} ({percent(part / whole)})"
 
 
 def fell(row: Row | None) -> bool:
@@ -175,4 +183,5 @@ def fell(row: Row | None) -> bool:
 
 def _fall(lead: str, row: Row) -> str:
     p = f" (p {row['paired']['p_value']:.2g})" if row["paired"] else ""
-    return f"{lead} {percent(row['base']['value'])} with the base model, {percent(row['erased']['value'])} after{p}."
+    before, after = (_of(row[name]["count"], row[name]["n"]) for name in ("base", "erased"))
+    return f"{lead} {before} with the base model, {after} after{p}."
