@@ -16,6 +16,7 @@ import tyro
 from . import __version__
 from .config import EraseConfig
 from .inputs import check_erase, check_evaluate, check_generate, need_file, need_folder
+from .model_folder import check_model
 from .parsing import is_main_process, parse, run_function, value_of
 from .stopping import Stopped, explained, terminable
 
@@ -62,6 +63,7 @@ def patch(
         strength: 1 is the erased model, 0 the base; between and beyond interpolate.
     """
     need_file("patch_file", patch_file)
+    check_model(pretrained_model_name_or_path)
     from .export import export_pipeline
     from .models import load_denoiser, resolve_model
     from .patch import apply_patch, load_patch

@@ -5,8 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .model_folder import check_model
-
 if TYPE_CHECKING:
     from .config import EraseConfig
     from .evaluate.config import EvaluateConfig
@@ -18,24 +16,22 @@ MASKS = ("salient", "random", "none")
 def check_erase(config: "EraseConfig") -> None:
     """ValueError for a concept, a mask or a data folder of `erase train` and `erase mask` that there is not."""
     from .concepts import load_concepts
-    from .model_folder import local_folder
+    from .model_folder import check_model
 
-    local_folder(config.pretrained_model_name_or_path)  # first: what can be erased depends on it
+    check_model(config.pretrained_model_name_or_path)  # first: what can be erased depends on it
     load_concepts(config.concept, concept_type=config.concept_type, model=config.pretrained_model_name_or_path)
     need_mask(config.mask)
     need_folder("--concept_data_dir", config.concept_data_dir)
     need_folder("--retain_data_dir", config.retain_data_dir)
-    check_model(config.pretrained_model_name_or_path)
 
 
 def check_generate(config: "GenerateConfig") -> None:
     """ValueError for weights of `erase generate` that there are not; its prompts are read before torch is, anyway."""
-    from .model_folder import local_folder
+    from .model_folder import check_model
 
-    local_folder(config.pretrained_model_name_or_path, on_top=bool(config.patch or config.unet_weights))
+    check_model(config.pretrained_model_name_or_path, on_top=True)
     need_file("--patch", config.patch)
     need_file("--unet_weights", config.unet_weights)
-    check_model(config.pretrained_model_name_or_path, on_top=True)
 
 
 def check_evaluate(config: "EvaluateConfig") -> None:
@@ -43,21 +39,19 @@ def check_evaluate(config: "EvaluateConfig") -> None:
     from .evaluate.config import BUILDERS
     from .evaluate.prompt_files import READERS
     from .evaluate.protocols import load_protocol
-    from .model_folder import local_folder
+    from .model_folder import check_model
 
     protocol, _ = load_protocol(config.protocol)
     for name in config.metrics or protocol.metrics:
         need_name("metric", name, BUILDERS)
     config.concepts()
     for model in filter(None, (config.base, config.model)):
-        local_folder(model, on_top=bool(config.patch or config.unet_weights))
+        check_model(model, on_top=True)
     for flag in ("patch", "unet_weights", "inception_weights", "lpips_weights"):
         need_file(f"--{flag}", getattr(config, flag))
     for flag in ("images", "base_images"):
         need_folder(f"--{flag}", getattr(config, flag))
     need_either("--fid_reference", config.fid_reference)
-    for model in (config.model, config.base):
-        check_model(model, on_top=True)
     if config.prompts and Path(config.prompts).suffix.lower() in READERS:
         need_file("--prompts", Path(config.prompts).expanduser())
 

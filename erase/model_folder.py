@@ -48,9 +48,9 @@ def local_folder(name: str, on_top: bool = False) -> Path | None:
     return None
 
 
-def check_model(name: str | None, on_top: bool = False) -> None:
+def check_model(name: str, on_top: bool = False) -> None:
     """ValueError for a name that is wrong whatever the hub has: a typo, a file, a folder that is no pipeline."""
-    if name is not None and (folder := local_folder(name, on_top)):
+    if folder := local_folder(name, on_top):
         read_index(folder)
 
 

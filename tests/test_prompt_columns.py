@@ -63,7 +63,7 @@ def test_a_column_that_looks_like_a_known_one_is_refused_with_the_flag(column: s
         loaded(tmp_path, content)
     assert f"a column '{column}', which looks like {field}" in str(refused.value)
     assert f"--{field}_column '{column}', or --{field}_column none" in str(refused.value)
-    sides = {"height": {"width": 24}, "width": {"height": 24}}.get(field, {})
+    sides: dict[str, Any] = {"height": {"width": 24}, "width": {"height": 24}}.get(field, {})
     (row,) = loaded(tmp_path, content, columns=PromptColumns(**{field: column}), **sides)
     assert getattr(row, field) == ("16" if field == "id" else 16) and row.extra == {}
     (row,) = loaded(tmp_path, content, columns=PromptColumns(**{field: "none"}))
