@@ -17,6 +17,7 @@ from . import __version__
 from .config import EraseConfig
 from .inputs import check_erase, check_evaluate, check_generate, need_file, need_folder
 from .model_folder import check_model
+from .output import Claim, adding, find
 from .parsing import is_main_process, parse, run_function, value_of
 from .stopping import Stopped, explained, terminable
 
@@ -59,23 +60,24 @@ def patch(
         pretrained_model_name_or_path: the base that the patch was made from.
         revision: hub revision of the base.
         variant: weight variant of the base's files, such as fp16; the result is written under it too.
-        output_dir: where the patched pipeline is written; must not exist.
+        output_dir: where the patched pipeline is written: a new or empty folder.
         strength: 1 is the erased model, 0 the base; between and beyond interpolate.
     """
     need_file("patch_file", patch_file)
+    output = find(Claim(folder=output_dir, command="patch"))
+    if output.state not in ("new", "begun"):
+        raise ValueError(f"output_dir {output_dir} holds a result already; choose another.")
     check_model(pretrained_model_name_or_path)
     from .export import export_pipeline
     from .models import load_denoiser, resolve_model
     from .patch import apply_patch, load_patch
 
     load_patch(patch_file)
-    if output_dir.exists():
-        raise ValueError(f"output_dir {output_dir} exists; choose another.")
     base = resolve_model(pretrained_model_name_or_path, revision, variant)
     denoiser = load_denoiser(str(base), variant=variant)
     apply_patch(denoiser.pipeline, patch_file, strength)
-    output_dir.mkdir(parents=True)
-    export_pipeline(denoiser, base, output_dir, variant)
+    with output.writing():
+        export_pipeline(denoiser, base, output_dir, variant)
     print(f"The patched pipeline is in {output_dir}.")
 
 
@@ -88,7 +90,8 @@ def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
     need_folder("folder", folder)
     from .report import write_report
 
-    print(f"The report: {write_report(folder)}")
+    with adding(folder):
+        print(f"The report: {write_report(folder)}")
 
 
 def statistics(

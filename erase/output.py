@@ -184,10 +184,11 @@ def _ledgers(folder: Path) -> list[Ledger]:
     return [Ledger(place) for place in found if OWN_DIR not in place.relative_to(folder).parts]
 
 
-def replaceable(path: Path) -> bool:
-    """Whether a file may be written: it is not there, or it is ours."""
-    ledger = Ledger(path.parent)
-    return not path.exists() or path.resolve() in {(ledger.folder / file).resolve() for file in ledger.files()}
+@contextmanager
+def adding(folder: Path) -> Iterator[None]:
+    """Files that are written into a result of ours from outside its own command, such as a report, are noted there."""
+    with keeping(Ledger(folder)) if is_ours(folder) else nullcontext():
+        yield
 
 
 def _refuse_unwritable(folder: Path) -> None:

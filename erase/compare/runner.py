@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import psutil
 
+from ..ledger import note
 from ..stopping import terminable
 from .config import BASE
 from .jobs import Job, Step, drop_replaced, next_step, write_job
@@ -123,6 +124,7 @@ def _start(job: Job, slot: int, at_once: int) -> Running:
     with job.log.open("ab") as log:
         log.write(f"\n$ erase {' '.join(step.arguments)}\n".encode())
         log.flush()
+        note(job.log, grows=True)
         process = _popen(command, log, os.environ | LOG_ENCODING | environment(slot, at_once))
     if at_once > 1 and hasattr(os, "sched_setaffinity"):
         # A run takes as many threads as it has cores: this, not OMP_NUM_THREADS, is what it goes by.
