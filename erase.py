@@ -6,4 +6,4 @@ from erase.cli import COMMANDS, main
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    main(arguments if arguments[:1] and arguments[0] in COMMANDS else ["train", *arguments])
+    main(arguments if arguments[:1] and arguments[0] in (*COMMANDS, "--version") else ["train", *arguments])

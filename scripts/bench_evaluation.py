@@ -13,7 +13,6 @@ Prints a table and writes docs/bench_evaluation.json. Needs the `test` extra's t
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import torch
 import tyro
 from PIL import Image
 
+from erase.devices import peak_memory
 from erase.evaluate.distance import frechet_distance_of_features
 from erase.evaluate.fidelity import CmmdMetric, FrechetVsBaseMetric, KidMetric
 from erase.evaluate.nudity import NudityMetric, NudityScorer
@@ -181,7 +181,7 @@ def peak_megabytes(n: int) -> float:
         base, erased = map(load_scored, folders)
         for metric in metrics:
             print(metric.name, metric.summarize(erased, base).figures, file=sys.stderr)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return (peak_memory(torch.device("cpu")) or float("nan")) / 2**20
 
 
 class _LazyNoise(Sequence[np.ndarray]):
