@@ -9,16 +9,18 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler
 
-from erase import Concept, Denoiser, load_concepts, load_denoiser
+from erase import Concept, Denoiser, EraseConfig, erase, load_concepts, load_denoiser
 from erase.models.schedulers import set_scheduler
 from erase.models.tokens import check_prompts_fit
+from erase.run import build_only_mask
 from tiny import FAMILIES, each_family
 
 TinyFolder = Callable[[str], Path]
@@ -92,6 +94,39 @@ class TestPromptsFit:
         words = "a photo of a very old big small red green blue white black yellow house and a tree and a boat and a "
         with pytest.raises(ValueError, match="longer than the 24 tokens that this model reads.*cat' is cut off"):
             check_prompts_fit(denoiser, [concept(forget=words + "cat", anchor=words + "dog")])
+
+
+class TestRuns:
+    @pytest.fixture
+    def config(self, tiny: TinyFolder, tmp_path: Path) -> Callable[..., EraseConfig]:
+        def make(prompts: Concept, method: str) -> EraseConfig:
+            path = tmp_path / "cat.yaml"
+            data = asdict(prompts) | {"family": None}
+            path.write_text(
+                yaml.safe_dump({key: list(v) if isinstance(v, tuple) else v for key, v in data.items() if v})
+            )
+            folders = {"output_dir": tmp_path / "out", "data_cache_dir": tmp_path / "cache"}
+            base = str(tiny("sd1"))
+            return EraseConfig.load(
+                None, concept=str(path), pretrained_model_name_or_path=base, method=method, **folders
+            )
+
+        return make
+
+    @pytest.mark.parametrize(("method", "run"), [("salun", erase), ("uce", erase), ("salun", build_only_mask)])
+    def test_nothing_is_made_for_a_prompt_that_is_cut(
+        self, config: Callable[..., EraseConfig], method: str, run: Callable[[EraseConfig], Path]
+    ) -> None:
+        cut = config(concept(forget=LONG + "a cat", anchor=LONG + "a dog"), method)
+        with pytest.raises(ValueError, match="longer than the 40 tokens that this model reads"):
+            run(cut)
+        assert not cut.data_cache_dir.exists() and not (cut.output_dir / "unet").exists()
+
+    def test_a_warning_is_one_line(
+        self, config: Callable[..., EraseConfig], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        erase(config(concept(retain=LONG + "a boat"), "uce"))
+        assert capsys.readouterr().err.count("Prompts longer than the 40 tokens") == 1
 
 
 @pytest.fixture
