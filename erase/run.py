@@ -203,7 +203,8 @@ class Run:
                 variant=config.variant,
                 scope=config.scope,
             )
-            check_prompts_fit(denoiser, self.concepts)
+            for line in check_prompts_fit(denoiser, self.concepts):
+                self.say(line)
         with self.stage("data"):
             data = build_training_data(denoiser, self.concepts, config, self.base_hash, self.accelerator)
             if METHODS[config.method].kind == "trained":
