@@ -148,6 +148,8 @@ def load_concepts(
     """
     if isinstance(names, str) or not names:
         raise ValueError(f'Concepts must be a non-empty list of names such as ["nudity"], got {names!r}.')
+    if any(not isinstance(name, str) or not name.strip() for name in names):
+        raise ValueError(f"A concept is empty: say what must go, for example nudity; got {list(names)}.")
     if concept_type not in (None, *get_args(ConceptType)):
         raise ValueError(f"concept_type must be one of {get_args(ConceptType)}, got {concept_type!r}.")
     sources = [_resolve(name, concept_type, model) for name in names]
