@@ -1,7 +1,7 @@
 """What a command is told to read, looked at before torch is loaded: a name with a typo is answered at once."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,14 @@ def need_name(kind: str, name: str, known: Iterable[str]) -> None:
         near = difflib.get_close_matches(name, known, n=2)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"Unknown {kind} {name!r}.{hint} There are {', '.join(known)}.")
+
+
+def refuse_near(flag: str, name: str | None, known: Collection[str]) -> None:
+    """ValueError for what is no path and no OWNER/NAME of the hub but nearly one of the known names."""
+    if name is None or "/" in name or name in known or Path(name).exists():
+        return
+    if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+        raise ValueError(f"{flag} {name}: nothing here has that name. Did you mean {near[0]}?")
 
 
 def need_mask(mask: str | None) -> None:

@@ -18,7 +18,8 @@ from erase import classify
 from erase.classifiers.examples import Examples
 from erase.classifiers.methods import METHODS
 from erase.classifiers.metrics import RATES
-from erase.classifiers.settings import DESCRIPTIONS, FLOOR, TrainSettings
+from erase.classifiers.nets import ARCHITECTURES
+from erase.classifiers.settings import DESCRIPTIONS, FLOOR, NETWORKS, TrainSettings
 from erase.classifiers.table import as_markdown, as_svg
 from erase.classifiers.training import predict
 
@@ -124,7 +125,7 @@ def test_data_with_a_graph_are_read(model: nn.Module) -> None:
 
 
 def test_every_method_is_described() -> None:
-    assert set(DESCRIPTIONS) == {*METHODS, FLOOR}
+    assert set(DESCRIPTIONS) == {*METHODS, FLOOR} and set(NETWORKS) == set(ARCHITECTURES)
 
 
 def rows(seeds: int) -> list[dict[str, Any]]:

@@ -148,6 +148,8 @@ def test_an_edit_without_anything_random_runs_once(compare: Compare) -> None:
     jobs = plan(compare("recommended,uce,control=recommended:mask=random", seeds=3))
     assert [job.name for job in jobs[1:4]] == ["recommended, seed 0", "uce, seed 0", "control, seed 0"]
     assert [job.name for job in jobs[4:]] == ["control, seed 1", "control, seed 2"]
+    edits = plan(compare("speed,copies=speed:edit_augmentations=3", seeds=2))
+    assert [job.name for job in edits[1:]] == ["speed, seed 0", "copies, seed 0", "copies, seed 1"]
 
 
 def test_other_counts_of_pictures_reach_every_run(compare: Compare) -> None:

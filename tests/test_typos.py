@@ -77,6 +77,8 @@ CASES: list[tuple[list[str], str]] = [
     (["compare", *CAT, "--methods", "salun", "--protocol", "canvas", "--evaluate", "metrics=fidd"], "Did you mean fid"),
     (["compare", *CAT, "--methods", "salun", "--protocol", "canvas", "--evaluate", "max_imgs=5"], "--max_images"),
     (["classify", *DIGITS, "--methods", "salun,retrian"], "Did you mean retrain or retrain-2?"),
+    (["classify", "--dataset", "digts", "--forget_fraction", "0.1"], "Did you mean digits?"),
+    (["classify", *DIGITS, "--model", "reznet18"], "Did you mean resnet18?"),
     (["classify", *DIGITS, "--mask", "saliant"], "Did you mean salient?"),
     (["classify", *DIGITS, "--mask_score", "snup"], "'snip'"),
     (["classify", "--dataset", "digits", "--forget_indices", "rows.txt"], "there is no file rows.txt"),

@@ -9,8 +9,8 @@ import tyro
 import yaml
 
 from ..config import CONFIGS_DIR
-from ..inputs import need_either, need_mask, need_name
-from .settings import DESCRIPTIONS, ForgetSettings, ScoreName, TrainSettings, own_mask
+from ..inputs import need_either, need_mask, need_name, refuse_near
+from .settings import DATASETS, DESCRIPTIONS, NETWORKS, ForgetSettings, ScoreName, TrainSettings, own_mask
 
 OVERRIDES = ("learning_rate", "epochs", "batch_size", "mask", "density", "mask_score")
 TRAIN_OVERRIDES = ("epochs", "learning_rate", "batch_size")
@@ -155,6 +155,8 @@ def _check(config: ClassifyConfig) -> None:
     for name in ("seeds", "processes"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
+    refuse_near("--dataset", config.dataset, DATASETS)
+    refuse_near("--model", config.model, NETWORKS)
     need_mask(config.mask)
     if Path(config.dataset).suffix == ".npz" or Path(config.dataset).is_absolute():
         need_either("--dataset", Path(config.dataset))

@@ -11,6 +11,10 @@ MethodName = Literal[
 ]  # fmt: skip
 MaskName = Literal["salient", "random", "none"]
 ScoreName = Literal["gradient", "fisher", "snip"]
+DATASETS = ("digits", "breast-cancer", "wine", "canvas-pictures")
+"""Data sets that need no download."""
+NETWORKS = ("mlp", "cnn", "resnet18")
+"""Built-in networks; `nets.ARCHITECTURES` makes them."""
 ORIGINAL = "original"
 """The model before it forgets."""
 REFERENCE = "retrain"

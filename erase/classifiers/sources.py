@@ -16,6 +16,7 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 from ..canvas import OBJECTS, RESOLUTION, SHEET_FILE, STYLES
 from ..pictures import as_rgb, list_pictures, read_picture
 from .examples import Examples, Normalization, from_arrays
+from .settings import DATASETS
 
 INSTALL = 'pip install "diffusers-erase[classify]"'
 TEST_SHARE = 1 / 9
@@ -253,7 +254,7 @@ def _from_hub(source: str, label_column: str | None) -> Split:
         splits: Any = load_dataset(source)
     except (DatasetsError, OSError, ValueError, HFValidationError, OfflineModeIsEnabled) as error:
         raise ValueError(
-            f"{source!r} is neither a known name (digits, breast-cancer, wine, canvas-pictures), nor a local path, nor "
+            f"{source!r} is neither a known name ({', '.join(DATASETS)}), nor a local path, nor "
             f"a data set that could be loaded from the hub: {error}"
         ) from error
     held = next((name for name in ("test", "validation", "valid") if name in splits), None)
