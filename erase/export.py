@@ -123,8 +123,8 @@ def write_card(
     text = f"""
 # {base} without {gone}
 
-Weights of {_linked(base)} from which **{gone}** was erased with {config.method} ({_paper(config.method)}):
-{settings_line(config)}.
+Weights of {_linked(base)}, from which **{gone}** was erased.
+Method: {config.method} ({_paper(config.method)}), {settings_line(config)}.
 
 ```python
 {_imports(loading)}

@@ -112,6 +112,7 @@ class Evaluation:
             scheduler=self.protocol.scheduler,
             scorers=[scorer for scorer in scorers if scorer.beside],
             picture_cache=self.picture_cache,
+            label=f"pictures of {name}",
         )
 
     def _compare(self, scored: Mapping[str, Scored]) -> str:

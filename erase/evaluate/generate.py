@@ -240,12 +240,14 @@ def generate(
     scorers: "Sequence[Scorer]" = (),
     picture_cache: Path | None = None,
     progress: bool = True,
+    label: str = "pictures",
 ) -> "list[Record]":
     """Draw what `folder` does not hold yet and return all records, in the order of the rows, on every process.
 
     Batches are taken in turns by the processes. Pictures are written, and on a single process looked at by `scorers`,
     while the next ones are drawn; several processes leave that to `score_folder`, as do rows whose scores a crash took.
-    `picture_cache` is a folder that evaluations share: equal pictures are linked from there.
+    `picture_cache` is a folder that evaluations share: equal pictures are linked from there. `label` is what the
+    progress bar calls them.
 
     Raises ValueError for rows, a model or a folder that do not fit, FloatingPointError for a model that draws NaN
     (single such pictures are recorded with `broken: true`), OSError for a full disk; finished records stay.
@@ -270,7 +272,7 @@ def generate(
     if any(cache is None or not cache.has(row) for row in missing):
         artist.open()  # ahead of the progress bar, whose rate is the drawing's
     total, shows = len(rows) - len(done), progress and accelerator.is_main_process
-    with picture_bar(total, "draw", shown=shows) as bar:
+    with picture_bar(total, label, shown=shows) as bar:
         with Writer(PictureStore(pictures, index, scores, cache)) as writer:
             for batch in mine:
                 wanted = [row for row in batch if row.id not in done]

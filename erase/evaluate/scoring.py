@@ -282,7 +282,7 @@ def _score_missing(folder: Path, records: list[Record], scorer: Scorer, batch_si
     file.keep(records)
     missing = [record for record in records if not file.has(record)]
     batches = [missing[first : first + batch_size] for first in range(0, len(missing), batch_size)]
-    with tqdm(total=len(missing), desc=scorer.name, unit="picture", disable=not (progress and missing)) as bar:
+    with tqdm(total=len(missing), desc=f"scoring, {scorer.name}", unit="picture", disable=not (progress and missing)) as bar:
         for batch, pictures in zip(batches, decoded(folder, batches)):
             file.append(batch, scorer.score(pictures, batch))
             bar.update(len(batch))
