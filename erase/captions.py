@@ -6,6 +6,8 @@ folder without captions needs one prompt for all of its pictures.
 """
 
 import difflib
+import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ from pathlib import Path
 from .concepts import Concept
 from .config import EraseConfig
 from .evaluate.prompt_files import read_table
+from .files import file_sha256
 from .pictures import is_hidden, list_pictures
 from .wording import named, same
 
@@ -50,6 +53,16 @@ def check_data_dirs(concepts: Sequence[Concept], config: EraseConfig) -> None:
         concept_pictures(concepts, config)
     if config.retain_data_dir is not None:
         retained_pictures(concepts, config)
+
+
+def data_hash(concepts: Sequence[Concept], config: EraseConfig) -> str | None:
+    """sha256 over the bytes, prompts and anchors of the pictures in both folders; None without any."""
+    own = concept_pictures(concepts, config) if config.concept_data_dir else []
+    kept = retained_pictures(concepts, config) if config.retain_data_dir else []
+    if not own and not kept:
+        return None
+    parts = [[(file_sha256(picture.path), picture.prompt, picture.anchor) for picture in part] for part in (own, kept)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def concept_pictures(concepts: Sequence[Concept], config: EraseConfig) -> list[TrainingPicture]:

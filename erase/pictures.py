@@ -1,14 +1,11 @@
 """Picture files as every viewer shows them: one lister and one reader for training, evaluation and classifiers."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-
-from .files import file_sha256
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -72,11 +69,3 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
         raise ValueError(f"its values lie in {values.min()} … {values.max()}; expected 16-bit greyscale, 0 … 65535")
     values[values == picture.info.get("transparency", -1)] = 65535
     return Image.fromarray((values * 255 / 65535).round().astype(np.uint8))
-
-
-def pictures_hash(folder: Path) -> str:
-    """sha256 over the relative paths and bytes of a folder's pictures."""
-    digest = hashlib.sha256()
-    for path in list_pictures(folder):
-        digest.update(f"{path.relative_to(folder).as_posix()}:{file_sha256(path)}\n".encode())
-    return digest.hexdigest()

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .captions import data_hash
 from .concepts import Concept
 from .config import EraseConfig
 from .output import Claim, Output, find
@@ -23,7 +24,8 @@ def identity(config: EraseConfig, concepts: Sequence[Concept], **surroundings: A
     """Everything that decides a run's weights, as plain values; `surroundings`: precision, number of processes."""
     kept = {key: value for key, value in config.as_dict().items() if key not in NOT_IDENTITY}
     prompts = json.dumps([asdict(concept) for concept in concepts], sort_keys=True)
-    return kept | {"prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest()} | surroundings
+    digest = hashlib.sha256(prompts.encode()).hexdigest()
+    return kept | {"prompts_sha256": digest, "data_sha256": data_hash(concepts, config)} | surroundings
 
 
 def claim(command: str, config: EraseConfig, settings: Mapping[str, Any]) -> Claim:

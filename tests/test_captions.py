@@ -19,7 +19,7 @@ from PIL import Image
 
 from drawing import TinyFolder
 from erase import EraseConfig, erase
-from erase.captions import check_data_dirs, concept_pictures, read_captions, retained_pictures
+from erase.captions import check_data_dirs, concept_pictures, data_hash, read_captions, retained_pictures
 from erase.concepts import Concept
 from erase.data import build_training_data
 from erase.models import load_denoiser
@@ -121,6 +121,18 @@ def test_a_free_caption_is_anchored_where_all_anchors_are_one(album: Path) -> No
     assert {p.anchor for p in found} == {"a photo of a dog"} and found[0].prompt == "a cat beside a apple"
     with pytest.raises(ValueError, match=r"'a cat beside a apple' of .*apple\.png has no anchor.*2 different anchors"):
         concept_pictures([TWO_PAIRS], config(concept_data_dir=album))
+
+
+def test_a_run_is_another_with_other_pictures_or_captions(album: Path) -> None:
+    write_texts(album)
+    run = config(retain_data_dir=album)
+    assert data_hash([CAT], config()) is None
+    found = [data_hash([CAT], run)]
+    (album / "car.txt").write_text("a photo of a red car")
+    found.append(data_hash([CAT], run))
+    Image.new("RGB", (16, 16), "red").save(album / "car.png")
+    found.append(data_hash([CAT], run))
+    assert len(set(found)) == 3 and found[2] == data_hash([CAT], run)
 
 
 # Refusals

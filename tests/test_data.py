@@ -1,14 +1,25 @@
-"""Training data: made once, in whole batches, resumed without repeating, and never from a seed that is scored."""
+"""Training data: made once, in whole batches, resumed without repeating, and never from a seed that is scored.
 
+What another model, variant, scheduler, device or library would have made is never taken for it.
+"""
+
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
 
+from drawing import TinyFolder
+from erase import EraseConfig, SaliencyMask, store
 from erase.data import cycled, in_fixed_order, picture_seeds
+from erase.evaluate.pipelines import ModelSource
 from erase.evaluate.protocols import load_protocol, protocol_rows
+from erase.files import folder_hash
 from erase.progress import OnStep
+from erase.run import build_only_mask
 from erase.store import Store
 from erase.trainer import positions
 
@@ -51,6 +62,51 @@ def test_interrupted_store_goes_on_with_the_same_batches(tmp_path: Path) -> None
 
 def test_other_settings_are_another_store(tmp_path: Path) -> None:
     assert opened(tmp_path, steps=25).folder != opened(tmp_path, steps=50).folder
+
+
+def test_other_libraries_and_precisions_are_another_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = opened(tmp_path)
+    manifest = json.loads((first.folder / "manifest.json").read_text())
+    assert manifest["device"] == "cpu" and set(manifest["packages"]) == {"torch", "diffusers", "transformers"}
+    monkeypatch.setattr(store, "version", lambda name: "0")
+    assert opened(tmp_path).folder != first.folder
+
+
+@pytest.fixture
+def two_variants(tiny: TinyFolder, tmp_path: Path) -> Path:
+    """A model whose folder holds its weights as averaged and, as `non_ema`, as trained."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("sd1"), folder)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.mul_(1.5)
+    unet.save_pretrained(folder / "unet", variant="non_ema")
+    return folder
+
+
+def test_two_variants_share_neither_pictures_nor_masks(two_variants: Path, tmp_path: Path) -> None:
+    masks, stores = {}, {}
+    for variant in (None, "non_ema"):
+        config = EraseConfig(
+            concept=("imagenette/church",), pretrained_model_name_or_path=str(two_variants), variant=variant,
+            output_dir=tmp_path / str(variant), data_cache_dir=tmp_path / "cache", num_concept_images=2,
+            num_retain_images=2, data_num_inference_steps=1, alpha=0.0, mixed_precision="no",
+        )  # fmt: skip
+        before = set((tmp_path / "cache").glob("*"))
+        masks[variant] = SaliencyMask.load(build_only_mask(config))
+        stores[variant] = set((tmp_path / "cache").glob("*")) - before
+        assert masks[variant].metadata["base_sha256"] == folder_hash(two_variants, variant)
+        (manifest,) = [json.loads((f / "manifest.json").read_text()) for f in stores[variant] if "latents" in f.name]
+        assert manifest["scheduler"]["_class_name"] == "DDIMScheduler" and not manifest["scheduler"]["clip_sample"]
+    assert {len(found) for found in stores.values()} == {2}  # latents and prompts of each
+    assert any((masks[None].tensors[name] != other).any() for name, other in masks["non_ema"].tensors.items())
+    unet = UNet2DConditionModel.from_pretrained(two_variants / "unet")
+    with pytest.raises(ValueError, match="mask for another model"):
+        masks["non_ema"].check(unet, folder_hash(two_variants))
+    sources = [ModelSource(pretrained_model_name_or_path=str(two_variants), variant=v) for v in (None, "non_ema")]
+    assert len({source.sha256() for source in sources}) == 2
+    assert sources[0].sha256() == folder_hash(two_variants)
 
 
 def test_a_tampered_manifest_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from erase.data import _square
 from erase.evaluate.adopted import given_pictures
 from erase.evaluate.fidelity import Reference
 from erase.evaluate.scoring import decoded
-from erase.pictures import as_rgb, list_pictures, picture_ids, pictures_hash, read_picture
+from erase.pictures import as_rgb, list_pictures, picture_ids, read_picture
 from erase.report.gallery import data_uri
 
 SIDE = 6
@@ -193,13 +193,3 @@ def test_each_picture_has_a_name_of_its_own(tmp_path: Path) -> None:
     assert ids("0.png", "1.png", "cat/0.png") == ["0", "1", "cat/0"]
     assert ids("0.jpg", "0.png", "1.png") == ["0.jpg", "0.png", "1"]
     assert ids("0.jpg", "0.png", "0.png.png") == ["0.jpg", "0.png", "0.png.png"]
-
-
-def test_the_hash_of_a_folder_is_that_of_its_names_and_bytes(album: Path) -> None:
-    first = pictures_hash(album)
-    (album / "notes.txt").write_text("other notes")
-    assert pictures_hash(album) == first
-    (album / "cat" / "1.png").rename(album / "cat" / "7.png")
-    renamed = pictures_hash(album)
-    Image.fromarray(255 - colours()).save(album / "cat" / "7.png")
-    assert len({first, renamed, pictures_hash(album)}) == 3
