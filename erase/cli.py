@@ -202,10 +202,12 @@ def _generate(rest: list[str]) -> None:
 
 
 def _evaluate(rest: list[str]) -> None:
-    from .evaluate.config import EvaluateConfig, run_evaluate
+    from .evaluate.config import EvaluateConfig
 
     config = parse(EvaluateConfig, "erase evaluate", rest)
     check_evaluate(config)
+    from .evaluate.run import run_evaluate
+
     run_evaluate(config)
 
 

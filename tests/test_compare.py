@@ -167,7 +167,7 @@ def test_other_counts_of_pictures_reach_every_run(compare: Compare) -> None:
 def test_scored_pictures_have_another_name_than_those_to_train_on(
     compare: Compare, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base, run = plan(compare("salun:num_retain_images=4", num_kept_images=9, seeds=1))
+    _, run = plan(compare("salun:num_retain_images=4", num_kept_images=9, seeds=1))
     assert (run.steps[0].settings["num_retain_images"], run.steps[0].settings["num_kept_images"]) == (4, 9)
     flags = ["--pretrained_model_name_or_path", "canvas", "--concept", "cat", "--methods", "uce"]
     with pytest.raises(SystemExit) as stopped:

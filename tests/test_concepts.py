@@ -1,7 +1,7 @@
 """Contract of erase.concepts.
 
-1. Every shipped preset is well-formed: paired prompts, at least twenty retained ones (a published pair has one), none of
-   which names the concept, and (for single concepts) evaluation prompts that training never saw.
+1. Every shipped preset is well-formed: paired prompts, at least twenty retained ones (a published pair has one), none
+   of which names the concept, and (for single concepts) evaluation prompts that training never saw.
 2. A name means one thing: file, member of the base's family, preset, plain words or short name, in that order; an
    unknown name is an error that says what is near and what else may be given.
 3. Concepts of one run are kept apart: no anchor and no retained prompt names another erased concept.

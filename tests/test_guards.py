@@ -25,11 +25,12 @@ from drawing import TinyFolder, contents, prompt_rows
 from erase.cli import main
 from erase.concepts import load_concepts
 from erase.evaluate import guards
-from erase.evaluate.config import EvaluateConfig, concept_words, planned
+from erase.evaluate.config import EvaluateConfig, concept_words
 from erase.evaluate.generate import GenerateConfig, GuardName
 from erase.evaluate.guards import GUARDS, SafeLatentDiffusion, Safree
 from erase.evaluate.pipelines import ModelSource, denoiser_of, draw, open_pipeline
 from erase.evaluate.prompts import PromptRow, load_prompts
+from erase.evaluate.run import planned
 from erase.evaluate.scoring import Record
 from erase.files import folder_hash
 from erase.models import load_denoiser

@@ -1,7 +1,7 @@
-"""`erase evaluate`: what it can be told, and how flags become models, rows and metrics."""
+"""`erase evaluate`: its flags, and the models and metrics that they name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,15 +10,11 @@ import tyro
 
 from ..config import CANVAS
 from ..model_folder import run_settings
-from ..output import Claim, find
-from ..stopping import explained
-from .generate import SMALLER, GuardName, check_guard, kept_pictures
+from ..output import Claim
+from .generate import GuardName, check_guard
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from ..concepts import Concept
-    from .evaluation import Evaluation
     from .pipelines import ModelSource
     from .protocols import Protocol
     from .scoring import Metric
@@ -198,72 +194,6 @@ def concept_words(concept: "Concept") -> str:
     if concept.family and (PROMPTS_DIR / f"{concept.family}.yaml").is_file():
         phrases = load_family(concept.family).domains.get(concept.type, {})
     return phrases.get(concept.name, concept.name.replace("-", " "))
-
-
-def run_evaluate(config: EvaluateConfig) -> Path:
-    """The command: everything from pictures to report; returns output_dir."""
-    from ..devices import make_accelerator
-
-    output = find(config.claim())
-    output.refuse_other()
-    accelerator = make_accelerator(config.mixed_precision)
-    evaluation = planned(replace(config, output_dir=output.work), accelerator)
-    is_main, wait = accelerator.is_main_process, accelerator.wait_for_everyone
-    with explained(lambda: kept_pictures(output), SMALLER), output.writing(is_main=is_main, wait=wait) as work:
-        table = evaluation.run()
-        if is_main and config.report:
-            from ..report import write_report
-
-            write_report(work)
-    if is_main:
-        print(f"{table}\n\nEverything is in {config.output_dir}.")
-        if config.report:
-            print(f"The report: {config.output_dir / 'report.html'}")
-    return config.output_dir
-
-
-def planned(config: EvaluateConfig, accelerator: "Accelerator") -> "Evaluation":
-    """The evaluation that the flags ask for; whatever cannot work is an error here, before anything is drawn."""
-    from .adopted import at_hand, given_pictures, refuse_inside
-    from .evaluation import Evaluation
-    from .prompts import first_of_each_role
-    from .protocols import load_protocol, protocol_rows
-
-    refuse_inside(config.fid_reference, config.output_dir)
-    protocol, subset = load_protocol(config.protocol)
-    changes: dict[str, Any] = {"metrics": config.metrics or protocol.metrics}
-    if config.num_inference_steps:
-        changes["num_inference_steps"] = config.num_inference_steps
-    protocol = replace(protocol, **changes)
-    concepts, sources = config.concepts(), config.sources()
-    drawn = any(source is not None for source in sources.values())
-    known = drawn or at_hand(protocol, concepts, config.prompts)
-    rows = protocol_rows(protocol, subset, concepts, config.prompts) if known else []
-    folders = {"base": config.base_images, "erased": config.images}
-    given = {
-        name: given_pictures(folder, config.output_dir / name, rows, config.prompts, config.max_images)
-        for name, folder in folders.items()
-        if folder is not None
-    }
-    rows = rows if drawn else []
-    for source in sources.values():
-        if source is not None and source.guard:
-            source.check()
-            source.check_rows(rows)
-    evaluation = Evaluation(
-        protocol=protocol if subset is None else replace(protocol, name=f"{protocol.name}/{subset}"),
-        rows=first_of_each_role(rows, config.max_images, lambda row: row.extra),
-        given=given,
-        metrics=[build_metric(name, config, protocol) for name in protocol.metrics],
-        models=sources,
-        folder=config.output_dir,
-        accelerator=accelerator,
-        batch_size=config.batch_size,
-        picture_cache=config.data_cache_dir / "pictures",
-        concepts=[concept.name for concept in concepts],
-    )
-    evaluation.check()
-    return evaluation
 
 
 def build_metric(name: str, config: EvaluateConfig, protocol: "Protocol") -> "Metric":

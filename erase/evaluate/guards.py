@@ -360,7 +360,8 @@ def check_pipeline(name: str, pipeline: type[DiffusionPipeline], folder: Path) -
             f"{', '.join(guard.serves)}. This pipeline can be guarded by {', '.join(able) or 'none'}."
         )
     config = folder / "unet" / "config.json"
-    is_distilled = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("time_cond_proj_dim") is not None
+    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    is_distilled = settings.get("time_cond_proj_dim") is not None
     if guard.needs_guidance and is_distilled:
         raise ValueError(
             f"{folder} is distilled: its guidance_scale is an input of the network (time_cond_proj_dim), so it has no "

@@ -282,7 +282,8 @@ def _score_missing(folder: Path, records: list[Record], scorer: Scorer, batch_si
     file.keep(records)
     missing = [record for record in records if not file.has(record)]
     batches = [missing[first : first + batch_size] for first in range(0, len(missing), batch_size)]
-    with tqdm(total=len(missing), desc=f"scoring, {scorer.name}", unit="picture", disable=not (progress and missing)) as bar:
+    shown = bool(progress and missing)
+    with tqdm(total=len(missing), desc=f"scoring, {scorer.name}", unit="picture", disable=not shown) as bar:
         for batch, pictures in zip(batches, decoded(folder, batches)):
             file.append(batch, scorer.score(pictures, batch))
             bar.update(len(batch))
