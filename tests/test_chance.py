@@ -16,6 +16,7 @@ import scipy.stats
 
 from erase.compare.chance import Estimate, are_apart, leaders, lesser, marked, over_seeds, t_quantile
 from erase.compare.comparison import estimate, leaders_of, placed
+from erase.compare.page import opening
 from erase.compare.pareto import Axes, axes_of, pareto_front, unbeaten
 from erase.compare.rows import aggregate, row_of
 from erase.compare.table import cells, columns_of, markdown_table, text_table
@@ -133,6 +134,12 @@ def test_a_tie_is_nobodys() -> None:
     lines = placed(rows, BASE_ROW, axes_of(BASE_ROW))
     assert all(sorted(of) == ["aaa", "recommended", "uce"] for of in leaders_of(lines).values())
     assert all(line["on_front"] for line in lines if line["kind"] != "base")
+    protocol = {"name": "canvas", "num_target_images": 204, "num_kept_images": 570}
+    axes = {"erasure": "UA coherent", "retention": "lesser of IRA and CRA, of the base's"}
+    said = opening({"summary": lines, "leaders": leaders_of(lines), "axes": axes, "rows": rows, "failures": [],
+                    "concept": "cat", "protocol": protocol}).replace("\N{NO-BREAK SPACE}", " ")  # fmt: skip
+    assert "Of 3 methods, none beats another by more than chance in erasing cat and keeping the rest." in said
+    assert said.count("aaa, recommended and uce: 99.0 % each") == 2 and said.count("recommended") == 4
     summaries = aggregate(rows)
     for column in columns_of(summaries):
         assert not any(value.is_marked for value in cells(summaries, column).values()), column.key

@@ -127,6 +127,8 @@ def _leading(comparison: Mapping[str, Any], key: str) -> str:
         ends = f", 95{NBSP}% interval {_ends(only.interval)}" if only.interval else ""
         return f"{name}: {percent(only.value)}{ends}"
     values = sorted(one.value for one in found.values())
+    if values[0] == values[-1]:
+        return f"{_listed(names, 'and')}: {percent(values[0])} each"
     return f"{_listed(names, 'and')}: {_ends((values[0], values[-1]))}; chance may explain the difference"
 
 
@@ -139,7 +141,7 @@ def _value_in(line: Line, key: str) -> Estimate:
 def _ends(interval: Sequence[float]) -> str:
     """`97.0–99.5 %`."""
     low, high = interval
-    return percent(high) if low == high else f"{100 * low:.1f}{DASH}{percent(high)}"
+    return f"{100 * low:.1f}{DASH}{percent(high)}"
 
 
 def warnings(comparison: Mapping[str, Any]) -> Iterator[str]:
