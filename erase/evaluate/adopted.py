@@ -195,10 +195,13 @@ def _by_file_name(rows: Sequence[PromptRow]) -> dict[str, PromptRow]:
 
 
 def _names(source: Path, pictures: Sequence[Path]) -> Iterator[list[str]]:
-    """What a row may call each picture: its path below `source` and its id, and its name where no other has that."""
-    names, stems = Counter(path.name for path in pictures), Counter(path.stem for path in pictures)
+    """What a row may call each picture: its path below `source` and its id; its name, and that without its suffix,
+    where no picture of another folder has it. `0.png` and `0.jpg` in one folder are two pictures of row 0.
+    """
+    names, stems = Counter(path.name for path in pictures), Counter({(path.parent, path.stem) for path in pictures})
+    folders = Counter(stem for _, stem in stems)
     for path, known in zip(pictures, picture_ids(source, pictures)):
-        bare = [path.name] * (names[path.name] == 1) + [path.stem] * (stems[path.stem] == 1)
+        bare = [path.name] * (names[path.name] == 1) + [path.stem] * (folders[path.stem] == 1)
         yield [path.relative_to(source).as_posix(), known, *bare]
 
 
