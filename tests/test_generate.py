@@ -368,7 +368,7 @@ def test_two_processes_equal_one(drawn: Callable[..., list[Record]], tiny: TinyF
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("draw:   0%") == 3  # bars of the main process alone, over what is missing everywhere
+    assert done.stderr.count("pictures:   0%") == 3  # bars of the main process alone, over what is missing everywhere
     assert all(end in done.stderr for end in ("10/10", "8/8", "1/1"))
     for name, expected in (("two", records), ("begun", records), ("one-row", records[:1])):
         found = read_json_lines(tmp_path / name / "records.jsonl")
