@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .classifiers.forget import classify
-    from .concepts import Concept, load_concepts
+    from .concepts.concept import Concept, load_concepts
     from .config import EraseConfig
-    from .models import Denoiser, load_denoiser
-    from .patch import apply_patch, remove_patch
+    from .export.patch import apply_patch, remove_patch
+    from .models.loading import Denoiser, load_denoiser
     from .run import erase
-    from .saliency import SaliencyMask, saliency_scores
+    from .saliency.mask import SaliencyMask
+    from .saliency.scores import saliency_scores
 
 __version__ = "0.1.0"
 
@@ -24,14 +25,14 @@ _HOMES = {
     "classify": "classifiers.forget",
     "erase": "run",
     "EraseConfig": "config",
-    "Concept": "concepts",
-    "load_concepts": "concepts",
-    "Denoiser": "models",
-    "load_denoiser": "models",
-    "SaliencyMask": "saliency",
-    "saliency_scores": "saliency",
-    "apply_patch": "patch",
-    "remove_patch": "patch",
+    "Concept": "concepts.concept",
+    "load_concepts": "concepts.concept",
+    "Denoiser": "models.loading",
+    "load_denoiser": "models.loading",
+    "SaliencyMask": "saliency.mask",
+    "saliency_scores": "saliency.scores",
+    "apply_patch": "export.patch",
+    "remove_patch": "export.patch",
 }
 __all__ = ["Concept", "Denoiser", "EraseConfig", "SaliencyMask", "apply_patch", "classify", "erase", "load_concepts",
            "load_denoiser", "remove_patch", "saliency_scores"]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import sys
 
-from erase.cli import main
+from .cli import main
 
 if __name__ == "__main__":
     sys.argv[0] = "erase"  # what a manifest says was typed

@@ -8,18 +8,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from io import TextIOWrapper
-from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from . import __version__
+from .commands.functions import patch, report, statistics
 from .config import EraseConfig
-from .inputs import check_erase, check_evaluate, check_generate, need_file, need_folder
-from .model_folder import check_model
-from .output import Claim, adding, find
 from .parsing import is_main_process, parse, run_function, value_of
-from .stopping import Stopped, explained, terminable
+from .resume import check_inputs
+from .runtime.stopping import Stopped, explained, terminable
 
 DESCRIPTION = """Concept erasure for text-to-image diffusion models.
 
@@ -42,87 +37,6 @@ DESCRIPTION = """Concept erasure for text-to-image diffusion models.
 
 First try: erase train --pretrained_model_name_or_path canvas --concept cat
 """
-
-
-def patch(
-    patch_file: Annotated[Path, tyro.conf.Positional],
-    *,
-    pretrained_model_name_or_path: str,
-    revision: str | None = None,
-    variant: str | None = None,
-    output_dir: Path,
-    strength: float = 1.0,
-) -> None:
-    """Apply a patch to its base model and save the result as a diffusers pipeline.
-
-    Args:
-        patch_file: erase-patch.safetensors of a run.
-        pretrained_model_name_or_path: the base that the patch was made from.
-        revision: hub revision of the base.
-        variant: weight variant of the base's files, such as fp16; the result is written under it too.
-        output_dir: where the patched pipeline is written: a new or empty folder.
-        strength: 1 is the erased model, 0 the base; between and beyond interpolate.
-    """
-    need_file("patch_file", patch_file)
-    output = find(Claim(folder=output_dir, command="patch"))
-    if output.state not in ("new", "begun"):
-        raise ValueError(f"output_dir {output_dir} holds a result already; choose another.")
-    check_model(pretrained_model_name_or_path)
-    from .export import export_pipeline
-    from .models import load_denoiser, resolve_model
-    from .patch import apply_patch, load_patch
-
-    load_patch(patch_file)
-    base = resolve_model(pretrained_model_name_or_path, revision, variant)
-    denoiser = load_denoiser(str(base), variant=variant)
-    apply_patch(denoiser.pipeline, patch_file, strength)
-    with output.writing():
-        export_pipeline(denoiser, base, output_dir, variant)
-    print(f"The patched pipeline is in {output_dir}.")
-
-
-def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Write report.html and report.json into a run's folder or an evaluation's.
-
-    Args:
-        folder: output_dir of `erase train` or `erase evaluate`.
-    """
-    need_folder("folder", folder)
-    from .report import write_report
-
-    with adding(folder):
-        print(f"The report: {write_report(folder)}")
-
-
-def statistics(
-    pictures: Annotated[Path, tyro.conf.Positional],
-    output_file: Annotated[Path, tyro.conf.Positional],
-    *,
-    inception_weights: Path | None = None,
-    encoder: str | None = None,
-    data_cache_dir: Path = Path("~/.cache/diffusers-erase"),
-) -> None:
-    """Write mean and covariance of real pictures' features, for `erase evaluate --fid_reference FILE.npz`.
-
-    Args:
-        pictures: folder of real pictures, searched in depth; any sizes.
-        output_file: .npz with mu, sigma, n and the network and resize that made them.
-        inception_weights: local weights of FID's network.
-        encoder: another network instead, a transformers vision model by hub id or folder (then it is not FID).
-        data_cache_dir: where the features are kept, so that they are made once.
-    """
-    need_folder("pictures", pictures)
-    need_file("--inception_weights", inception_weights)
-    if output_file.suffix != ".npz" or output_file.exists():
-        raise ValueError(f"{output_file} must be a new file that ends in .npz.")
-    from .evaluate.encoders import EncoderScorer, InceptionScorer
-    from .evaluate.fidelity import Reference, write_statistics
-
-    scorer = EncoderScorer(encoder) if encoder else InceptionScorer(inception_weights)
-    scorer.fingerprint()
-    moments = Reference(pictures, data_cache_dir).moments(scorer)
-    write_statistics(output_file, moments, scorer)
-    print(f"The statistics of {moments.n} pictures are in {output_file}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -170,7 +84,7 @@ def _dispatch(command: str, rest: list[str]) -> None:
 
 def _train(rest: list[str]) -> None:
     config = parse(EraseConfig, "erase train", rest)
-    check_erase(config)
+    check_inputs(config)
     from .run import erase
 
     erase(config)
@@ -187,28 +101,36 @@ def _mask(rest: list[str]) -> None:
         print(f"The mask is in {build_classifier_mask(classify)}.")
         return
     config = parse(EraseConfig, "erase mask", rest)
-    check_erase(config)
+    check_inputs(config)
     from .run import build_only_mask
 
     print(f"The mask is in {build_only_mask(config)}.")
 
 
 def _generate(rest: list[str]) -> None:
-    from .evaluate.generate import GenerateConfig, run_generate
+    from .draw.generate import GenerateConfig, check_inputs, run_generate
 
     config = parse(GenerateConfig, "erase generate", rest)
-    check_generate(config)
-    run_generate(config)
+    check_inputs(config)
+    if not config.nudenet:
+        run_generate(config)
+        return
+    from .evaluate.metrics.nudity import NudityScorer
+    from .evaluate.scoring import score_folder
+
+    scorers = [NudityScorer()]
+    run_generate(config, scorers, then=partial(score_folder, scorers=scorers))
 
 
 def _evaluate(rest: list[str]) -> None:
-    from .evaluate.config import EvaluateConfig
+    from .evaluate.config import EvaluateConfig, check_inputs
 
     config = parse(EvaluateConfig, "erase evaluate", rest)
-    check_evaluate(config)
+    check_inputs(config)
     from .evaluate.run import run_evaluate
+    from .report import write_report
 
-    run_evaluate(config)
+    run_evaluate(config, then=write_report if config.report else None)
 
 
 def _compare(rest: list[str]) -> None:
@@ -227,19 +149,19 @@ def _classify(rest: list[str]) -> None:
 
 
 def _completion(rest: list[str]) -> None:
-    from .completion import completion
+    from .commands.completion import completion
 
     run_function(completion, rest)
 
 
 def _concepts(rest: list[str]) -> None:
-    from .listings import concepts
+    from .commands.listings import concepts
 
     run_function(concepts, rest)
 
 
 def _methods(rest: list[str]) -> None:
-    from .listings import methods
+    from .commands.listings import methods
 
     run_function(methods, rest)
 

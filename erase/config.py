@@ -13,15 +13,14 @@ from typing import Any, Literal, get_args, get_type_hints
 import tyro
 import yaml
 
-from .concepts import ConceptType
+from .concepts.concept import ConceptType
+from .layout import shipped
 from .methods import METHODS, Scope, check_method
 
 CANVAS = "canvas"
 CANVAS_METHOD = "recommended"
 """Elsewhere the default is SalUn as published: nothing here has been measured on a model of full size."""
-CONFIGS_DIR = next(
-    folder for folder in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if folder.is_dir()
-)
+CONFIGS_DIR = shipped("configs")
 
 
 MethodName = Literal[

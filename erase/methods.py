@@ -26,6 +26,10 @@ class Method:
     """Loss of a trained method (`objectives.py`)."""
     needs_cross_attention: bool = False
     """Works on cross-attention layers, which transformers with joint attention do not have."""
+    proximal: bool = False
+    """Takes the smallest changes back after every step, single weights, so that it cannot train an adapter."""
+    takes_mask: bool = True
+    """Whether some of its weights alone may change."""
     guards: tuple[str, ...] = ()
     """Of an inference method: the names of --guard that are this method, each with settings of its own."""
 
@@ -39,7 +43,8 @@ METHODS: dict[str, Method] = {
         kind="trained", source="2310.12508", summary="mismatched prompts, on the salient weights alone"
     ),
     "salun-soft": Method(
-        kind="trained", source="2310.12508", summary="mismatched prompts; small changes are thresholded away"
+        kind="trained", source="2310.12508", proximal=True,
+        summary="mismatched prompts; small changes are thresholded away",
     ),
     "salun-anchored": Method(
         kind="trained", source="2310.12508, changed",
@@ -87,7 +92,7 @@ METHODS: dict[str, Method] = {
         summary="UCE in rounds, each against the embedding that still brings the concept back",
     ),
     "speed": Method(
-        kind="closed-form", source="2503.07392",
+        kind="closed-form", takes_mask=False, source="2503.07392",
         summary="UCE's edit within the null space of what is retained",
     ),
     "negative-prompt": Method(
@@ -119,10 +124,11 @@ def check_method(name: str, scope: str, lora_rank: int, mask: str) -> None:
             f"that takes the text in) and nothing else: leave out --scope and --lora_rank; got scope {scope!r}, "
             f"lora_rank {lora_rank}. Trained methods, such as salun, take any scope."
         )
-    if name == "speed" and mask != "none":
+    if not method.takes_mask and mask != "none":
+        able = [other for other, row in METHODS.items() if row.kind == method.kind and row.takes_mask]
         raise ValueError(
-            f"speed edits inside the null space of what is retained, which an edit of some weights alone would leave; "
-            f"got mask {mask!r}. Use --mask none; recommended, uce and rece take masks."
+            f"{name} edits inside the null space of what is retained, which an edit of some weights alone would leave; "
+            f"got mask {mask!r}. Use --mask none; {', '.join(able)} take masks."
         )
     if method.objective == "attention" and scope == "self-attention":
         raise ValueError(
@@ -134,5 +140,5 @@ def check_method(name: str, scope: str, lora_rank: int, mask: str) -> None:
             f"A low-rank adapter (--lora_rank {lora_rank}) changes every weight of its layers, so it cannot keep to a "
             f"mask; got mask {mask!r}. Use --mask none, or --lora_rank 0."
         )
-    if lora_rank and name == "salun-soft":
-        raise ValueError("salun-soft thresholds changes of single weights; it takes no --lora_rank. Use salun.")
+    if lora_rank and method.proximal:
+        raise ValueError(f"{name} thresholds changes of single weights; it takes no --lora_rank. Use salun.")

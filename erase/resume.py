@@ -7,10 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .captions import data_hash
-from .concepts import Concept
+from .concepts.concept import Concept, load_concepts
 from .config import EraseConfig
+from .data.captions import data_hash
+from .models.folder import check_model
 from .output import Claim, Output, find
+from .suggest import need_folder, need_mask
 
 LATEST = "latest"
 # What may differ between a run and its continuation without changing a single weight.
@@ -62,3 +64,12 @@ def accepted(command: str, config: EraseConfig, settings: Mapping[str, Any]) -> 
             "again with --overwrite_output_dir."
         )
     return output
+
+
+def check_inputs(config: EraseConfig) -> None:
+    """ValueError for a concept, a mask or a data folder of `erase train` and `erase mask` that there is not."""
+    check_model(config.pretrained_model_name_or_path)  # first: what can be erased depends on it
+    load_concepts(config.concept, concept_type=config.concept_type, model=config.pretrained_model_name_or_path)
+    need_mask(config.mask)
+    need_folder("--concept_data_dir", config.concept_data_dir)
+    need_folder("--retain_data_dir", config.retain_data_dir)

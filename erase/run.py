@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -18,32 +18,32 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor
 
 from . import __version__
-from .captions import check_data_dirs
-from .checkpoint import Checkpoint, find_checkpoint, list_checkpoints, remove_checkpoint
-from .closed_form import edit
-from .concepts import Concept, load_concepts
+from .closed_form.edit import edit, edit_settings, edited_weights
+from .closed_form.saliency import edit_saliency
+from .concepts.concept import Concept, load_concepts
 from .config import CANVAS, EraseConfig, public_name
-from .data import TrainingData, build_training_data
-from .devices import make_accelerator, peak_memory
-from .export import LIMITS, check_disk, export_pipeline, patch_metadata, round_to_variant, write_card
+from .data.captions import check_data_dirs
+from .data.training_data import TrainingData, build_training_data
+from .export.patch import PATCH_FILE, make_patch, save_patch
+from .export.pipeline import LIMITS, check_disk, export_pipeline, patch_metadata, round_to_variant, write_card
 from .files import folder_hash, weights_hash, write_json, write_text
-from .forgetting import build_mask, edit_settings
+from .layout import CONFIG_FILE, LOSSES_FILE, MANIFEST_FILE, MASK_FILE, METRICS_FILE
 from .ledger import note
 from .methods import METHODS
-from .models import Denoiser, load_denoiser, resolve_model
+from .models.loading import Denoiser, load_denoiser, resolve_model
 from .models.tokens import check_prompts_fit
 from .output import command_line, now
-from .patch import PATCH_FILE, make_patch, save_patch
 from .report import markdown_table, write_report
 from .resume import LATEST, accepted, identity
-from .saliency import SaliencyMask
-from .stopping import explained
-from .trainer import Trainer
+from .runtime.devices import make_accelerator, peak_memory
+from .runtime.stopping import explained
+from .saliency.mask import SaliencyMask
+from .saliency.masking import build_mask
+from .saliency.scopes import SCOPES
+from .trained.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, remove_checkpoint
+from .trained.forgetting import forgetting_scores
+from .trained.trainer import Trainer
 
-MASK_FILE = "mask.safetensors"
-CONFIG_FILE = "config.yaml"
-MANIFEST_FILE = "manifest.json"
-LOSSES_FILE = "losses.json"
 NOT_SCORED = "Not scored here (only runs on the canvas are, without --no_proof): see `erase evaluate`."
 STAGES = {
     "load": "hashing and loading the base model",
@@ -217,7 +217,10 @@ class Run:
         if self.output.state == "begun" and path.exists():
             mask = SaliencyMask.load(path)
         else:
-            mask = build_mask(denoiser, data, self.concepts, self.config, self.base_hash, self.accelerator)
+            scope = self.scope(denoiser)
+            mask = build_mask(
+                denoiser.module, self.config, self.mask_metadata(), scope, lambda: self.scores(denoiser, data, scope)
+            )
         mask.check(denoiser.module, self.base_hash)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -225,6 +228,30 @@ class Run:
             mask.plot(path.with_suffix(".png"))
         self.say(mask.table())
         return mask
+
+    def mask_metadata(self) -> dict[str, str]:
+        """What a mask of this run says of itself."""
+        return {
+            "base_sha256": self.base_hash,
+            "model": public_name(self.config.pretrained_model_name_or_path),
+            "concept": ", ".join(concept.name for concept in self.concepts),
+            "score": self.config.mask_score,
+            "seed": str(self.config.seed),
+        }
+
+    def scope(self, denoiser: Denoiser) -> Callable[[str], bool]:
+        """Which parameters may change: those in --scope, and of a closed form only the ones that it edits."""
+        if METHODS[self.config.method].kind == "closed-form":
+            return edited_weights(denoiser.module).__contains__
+        return SCOPES[self.config.scope]
+
+    def scores(self, denoiser: Denoiser, data: TrainingData, scope: Callable[[str], bool]) -> dict[str, Tensor]:
+        """Saliency of the weights in scope: of the edit, or of the forgetting loss."""
+        config = self.config
+        if METHODS[config.method].kind == "closed-form":
+            return edit_saliency(denoiser, self.concepts, edit_settings(config), config.mask_score, config.density)
+        within = {name for name, _ in denoiser.module.named_parameters() if scope(name)}
+        return forgetting_scores(denoiser, data, config, self.accelerator, within)
 
     def change(self, denoiser: Denoiser, data: TrainingData, mask: SaliencyMask) -> list[dict[str, float]]:
         """Erase: train, or edit in closed form; returns the losses of every step, of which an edit has none."""
@@ -267,7 +294,7 @@ class Run:
         index = json.loads((work / "model_index.json").read_text(encoding="utf-8"))
         manifest = self._manifest(mask, index["_class_name"])
         write_json(work / MANIFEST_FILE, manifest)
-        results = markdown_table(_json(work / "metrics.json")) if self.proved else table
+        results = markdown_table(_json(work / METRICS_FILE)) if self.proved else table
         write_card(config, self.concepts, work, name=self.folder.name, index=index, results=results, made=manifest)
         for checkpoint in list_checkpoints(work):
             remove_checkpoint(checkpoint)

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from erase import SaliencyMask, saliency_scores
-from erase.optim import MaskedAdamW
+from erase.trained.optim import MaskedAdamW
 
 COUNTRIES = ["arland", "borvia", "cresia", "dunmark", "elstan", "faroway", "gondia", "halvar", "istria", "jorland"]
 CAPITALS = ["asten", "belmont", "cardiz", "dorwick", "esbury", "falmar", "grenholm", "hadle", "ilmar", "jessop"]

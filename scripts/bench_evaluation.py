@@ -28,12 +28,14 @@ import torch
 import tyro
 from PIL import Image
 
-from erase.devices import peak_memory
-from erase.evaluate.distance import frechet_distance_of_features
-from erase.evaluate.fidelity import CmmdMetric, FrechetVsBaseMetric, KidMetric
-from erase.evaluate.nudity import NudityMetric, NudityScorer
-from erase.evaluate.scoring import Answers, Record, Scorer, load_scored, score_folder
+from erase.draw.answers import Answers, Scorer
+from erase.draw.records import Record
+from erase.evaluate.metrics.distance import frechet_distance_of_features
+from erase.evaluate.metrics.fidelity import CmmdMetric, FrechetVsBaseMetric, KidMetric
+from erase.evaluate.metrics.nudity import NudityMetric, NudityScorer
+from erase.evaluate.scoring import load_scored, score_folder
 from erase.files import append_lines, write_json
+from erase.runtime.devices import peak_memory
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "bench_evaluation.json"
 Part = Literal["frechet", "nudenet", "memory"]

@@ -29,10 +29,10 @@ from erase.compare import run_compare
 from erase.compare.config import CompareConfig
 from erase.compare.rows import row_of, rows_of
 from erase.config import CANVAS
-from erase.devices import make_accelerator
 from erase.evaluate.proof import BATCH_SIZE, canvas_evaluation
 from erase.evaluate.protocols import PROTOCOLS_DIR
 from erase.files import write_json, write_text
+from erase.runtime.devices import make_accelerator
 
 # None of them was used to tune a method: those are butterfly and watercolor, and for `salun-anchored` also snowman,
 # mushroom, dog, bicycle, fish, rocket and neon.
@@ -82,17 +82,25 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+RECORDED_DEFAULTS = {"max_grad_norm": 1.0, "checkpointing_steps": 100, "edit_augmentations": 0, "edit_empty_centers": 0}
+"""Defaults that the recorded rows were made with, where later ones differ: the canvas's presets still say so."""
+
+READ_BY = {"edit_augmentations": ("speed",), "edit_empty_centers": ("speed",)}
+"""Settings that came later and that other methods do not read."""
+
+
 def settings_of(name: str) -> str:
     """Hash of what decides a method's rows: rows made with other settings are not this method's."""
     method, _, changes = METHODS[name].partition(":")
     values: dict[str, Any] = {"guard": method}
-    defaults = {field.name: field.default for field in dataclasses.fields(EraseConfig)}
+    defaults = {field.name: field.default for field in dataclasses.fields(EraseConfig)} | RECORDED_DEFAULTS
     if not is_guard(name):
         given = dict(pair.split("=") for pair in changes.split(",") if pair)
         config = EraseConfig.load(concept="cat", pretrained_model_name_or_path=CANVAS, method=method, **given)
         # Without defaults, so that a setting that a later version brings leaves the rows as they are.
         values = {key: value for key, value in config.as_dict().items() if value != defaults[key]}
-        values = {key: value for key, value in values.items() if key not in ("output_dir", "data_cache_dir")}
+        unread = [key for key, readers in READ_BY.items() if method not in readers]
+        values = {key: v for key, v in values.items() if key not in ("output_dir", "data_cache_dir", *unread)}
     text = json.dumps(values | {"protocol": PROTOCOL}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

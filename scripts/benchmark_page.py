@@ -8,9 +8,9 @@ from typing import Any
 
 from erase import load_concepts
 from erase.compare.pareto import pareto_front
-from erase.compare.plot import Point, percent_scale, plot
 from erase.compare.rows import average_gap
 from erase.config import CANVAS
+from erase.html.plot import Point, percent_scale, plot
 from erase.methods import METHODS
 
 Row = dict[str, Any]

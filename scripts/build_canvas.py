@@ -29,7 +29,7 @@ from canvas_reference import build_reference
 from erase import canvas
 from erase.canvas import OBJECTS, STYLES, draw
 from erase.canvas.nets import PictureNet
-from erase.concepts import load_family
+from erase.concepts.concept import load_family
 from erase.files import atomic_save, write_json
 
 MODEL_MAX_LENGTH = 24

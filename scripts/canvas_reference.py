@@ -18,16 +18,16 @@ from torch.nn import functional as F
 import canvas_training as training
 from erase import canvas
 from erase.canvas import OBJECTS, STYLES
-from erase.concepts import load_family
-from erase.evaluate.canvas import CanvasScorer, distance_to_bank
-from erase.evaluate.generate import generate
+from erase.concepts.concept import load_family
+from erase.data.pictures import read_picture
+from erase.draw.generate import generate
+from erase.draw.pipelines import ModelSource
+from erase.draw.prompts import PromptRow
+from erase.draw.records import Record
 from erase.evaluate.grid import picture_sheet
-from erase.evaluate.pipelines import ModelSource
-from erase.evaluate.prompts import PromptRow
+from erase.evaluate.metrics.canvas import CanvasScorer, distance_to_bank
 from erase.evaluate.protocols import slug
-from erase.evaluate.scoring import Record
 from erase.files import atomic_save, write_json, write_text
-from erase.pictures import read_picture
 
 STEPS = 25
 GUIDANCE_SCALE = 4.0

@@ -15,10 +15,10 @@ from typing import Any
 from erase import EraseConfig, erase, load_concepts
 from erase.canvas import STYLES
 from erase.config import CANVAS
-from erase.devices import make_accelerator
 from erase.evaluate.evaluation import load_metrics
 from erase.evaluate.proof import canvas_evaluation
 from erase.files import write_json, write_text
+from erase.runtime.devices import make_accelerator
 
 OBJECTS = ("cat", "apple", "car", "sunflower", "umbrella", "guitar", "penguin", "octopus")
 CONTROLLED = ("cat", "neon")

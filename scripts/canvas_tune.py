@@ -17,10 +17,10 @@ import yaml
 
 from erase import EraseConfig, erase, load_concepts
 from erase.config import CANVAS
-from erase.devices import make_accelerator
 from erase.evaluate.evaluation import MODELS, load_metrics
 from erase.evaluate.proof import canvas_evaluation
 from erase.files import read_json_lines
+from erase.runtime.devices import make_accelerator
 
 # Objects that the table leaves out; all six styles are in it, so the style is only drawn at other seeds.
 CONCEPTS = ("mushroom", "bicycle", "neon")

@@ -9,7 +9,7 @@ from matplotlib.ticker import NullFormatter
 from erase.classifiers.metrics import spread, spread_text
 from erase.classifiers.settings import FLOOR, ORIGINAL, REFERENCE
 from erase.classifiers.table import as_markdown, gaps, methods_in, of_method
-from erase.plots import svg_text
+from erase.saliency.plots import svg_text
 
 Row = dict[str, Any]
 PUBLISHED = {

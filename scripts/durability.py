@@ -25,10 +25,10 @@ from tqdm.auto import tqdm
 
 from erase import EraseConfig, erase, load_concepts
 from erase.config import CANVAS
-from erase.data import cycled
+from erase.data.training_data import cycled
 from erase.files import append_lines, write_text
-from erase.models import load_denoiser
 from erase.models.base import rows as rows_of
+from erase.models.loading import load_denoiser
 
 CHAIN = ("dog", "neon", "bicycle", "mushroom", "fish")
 SCORED = (1, 3, 5)

@@ -15,11 +15,11 @@ from accelerate.state import AcceleratorState
 
 from drawing import TinyFolder, prompt_rows
 from erase import EraseConfig, erase
-from erase.evaluate.generate import generate
-from erase.evaluate.pipelines import ModelSource
-from erase.evaluate.prompts import PromptRow
-from erase.evaluate.scoring import Record
-from erase.trainer import Trainer
+from erase.draw.generate import generate
+from erase.draw.pipelines import ModelSource
+from erase.draw.prompts import PromptRow
+from erase.draw.records import Record
+from erase.trained.trainer import Trainer
 from tiny import FAMILIES
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from erase.evaluate.prompts import PromptRow
-from erase.evaluate.scoring import Answers, Record, Scorer
+from erase.draw.answers import Answers, Scorer
+from erase.draw.prompts import PromptRow
+from erase.draw.records import Record
 
 TinyFolder = Callable[[str], Path]
 

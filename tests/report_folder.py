@@ -10,7 +10,7 @@ from PIL import Image
 
 from erase.evaluate.statistics import mcnemar, rate
 from erase.files import append_lines, write_json
-from erase.saliency import SaliencyMask
+from erase.saliency.mask import SaliencyMask
 
 NASTY = 'a "cat", <b>bold</b></script>\n<script>alert(1)</script> & été 猫'
 TARGETS, RETAINED = 8, 6

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drawing import TinyFolder
-from erase.adapters import ADAPTER_FILE, add_adapter, merge_adapter, save_adapter, without_adapter
-from erase.models import Denoiser, load_denoiser
+from erase.models.loading import Denoiser, load_denoiser
+from erase.trained.adapters import ADAPTER_FILE, add_adapter, merge_adapter, save_adapter, without_adapter
 from tiny import each_family
 
 COMPONENTS = pytest.mark.parametrize(

@@ -19,13 +19,13 @@ from accelerate import Accelerator
 from PIL import Image
 
 from erase.cli import main
+from erase.draw.prompts import load_prompts
 from erase.evaluate import adopted
 from erase.evaluate.adopted import ADOPTED_FILE, GivenPictures, given_pictures
-from erase.evaluate.alignment import ClipScoreMetric, CLIPScorer
-from erase.evaluate.canvas import CanvasMetric
 from erase.evaluate.evaluation import Evaluation, load_metrics
-from erase.evaluate.fidelity import EncoderFrechetMetric, LpipsMetric, Reference
-from erase.evaluate.prompts import load_prompts
+from erase.evaluate.metrics.alignment import ClipScoreMetric, CLIPScorer
+from erase.evaluate.metrics.canvas import CanvasMetric
+from erase.evaluate.metrics.fidelity import EncoderFrechetMetric, LpipsMetric, Reference
 from erase.evaluate.protocols import Protocol
 from erase.evaluate.scoring import Metric, load_scored, score_folder
 from erase.files import file_sha256, read_json_lines

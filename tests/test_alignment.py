@@ -1,4 +1,4 @@
-"""Contract of erase.evaluate.alignment and accuracy, on real CLIP and ViT models of toy size.
+"""Contract of erase.evaluate.metrics.alignment and accuracy, on real CLIP and ViT models of toy size.
 
 - CLIP score is the model's own cosine, for any prompt; classifiers' answers are the model's softmax.
 - A class is found in ImageNet's lists of words; one that the classifier does not know is an error with near matches,
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from erase.evaluate.accuracy import (
+from erase.evaluate.metrics.accuracy import (
     AccuracyMetric,
     ClassifierScorer,
     MaceMetric,
@@ -23,7 +23,7 @@ from erase.evaluate.accuracy import (
     mace_objects,
     matching_classes,
 )
-from erase.evaluate.alignment import ClipScoreMetric, CLIPScorer, clip_score
+from erase.evaluate.metrics.alignment import ClipScoreMetric, CLIPScorer, clip_score
 from erase.evaluate.scoring import Scored, load_scored, score_folder
 from tiny_encoders import build_classifier, build_clip, noise, write_pictures
 

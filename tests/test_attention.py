@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from drawing import TinyFolder
-from erase.adapters import add_adapter
-from erase.attention import attention_loss, concept_tokens, cross_attention_layers, cross_attention_maps
 from erase.canvas import PIPELINE_DIR
-from erase.models import Denoiser, load_denoiser
+from erase.data.concept_tokens import concept_tokens
+from erase.models.loading import Denoiser, load_denoiser
+from erase.trained.adapters import add_adapter
+from erase.trained.attention import attention_loss, cross_attention_layers, cross_attention_maps
 
 PROMPTS, ANCHORS = ["a cat sat", "my fine dog"], ["a dog sat", "my fine cat"]
 UNETS = pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])

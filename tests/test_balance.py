@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from erase.balance import bilevel, dot, project
+from erase.trained.balance import bilevel, dot, project
 
 Gradients = dict[str, Tensor]
 

@@ -12,15 +12,15 @@ from diffusers import DiffusionPipeline
 
 from erase import EraseConfig, SaliencyMask, canvas, erase, load_concepts
 from erase.canvas import OBJECTS, STYLES
-from erase.concepts import load_family
-from erase.evaluate.canvas import CanvasScorer, load_reference
+from erase.concepts.concept import load_family
+from erase.data.pictures import read_picture
+from erase.draw.generate import generate
+from erase.draw.pipelines import ModelSource
+from erase.draw.prompts import PromptRow
 from erase.evaluate.evaluation import load_metrics
-from erase.evaluate.generate import generate
-from erase.evaluate.pipelines import ModelSource
-from erase.evaluate.prompts import PromptRow
+from erase.evaluate.metrics.canvas import CanvasScorer, load_reference
 from erase.evaluate.proof import canvas_evaluation
 from erase.evaluate.scoring import load_scored, score_folder
-from erase.pictures import read_picture
 
 WEIGHTS = Path(canvas.REFERENCE_FILE).parent
 

@@ -1,4 +1,4 @@
-"""Contract of erase.captions: a picture of one's own is trained with its own prompt, or the run is refused.
+"""Contract of erase.data.captions: a picture of one's own is trained with its own prompt, or the run is refused.
 
 Prompts come from text files, metadata as ImageFolder has it, or one for all; never from the order of the files. All of
 it is decided before a model is loaded.
@@ -19,11 +19,11 @@ from PIL import Image
 
 from drawing import TinyFolder
 from erase import EraseConfig, erase
-from erase.captions import check_data_dirs, concept_pictures, data_hash, read_captions, retained_pictures
-from erase.concepts import Concept
-from erase.data import build_training_data
-from erase.models import load_denoiser
-from erase.pictures import read_picture
+from erase.concepts.concept import Concept
+from erase.data.captions import check_data_dirs, concept_pictures, data_hash, read_captions, retained_pictures
+from erase.data.pictures import read_picture
+from erase.data.training_data import build_training_data
+from erase.models.loading import load_denoiser
 
 RETAINED = ("apple", "car", "dog", "house", "tree")
 CAT = Concept(
@@ -204,7 +204,7 @@ def test_a_prompt_without_pictures_and_an_output_among_them_are_refused(album: P
 
 
 def test_no_model_and_no_torch_is_needed_to_refuse(album: Path, tmp_path: Path) -> None:
-    code = "import sys, erase.captions; print('torch' in sys.modules or 'diffusers' in sys.modules)"
+    code = "import sys, erase.data.captions; print('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
     with pytest.raises(ValueError, match="have no captions"):
         erase(EraseConfig(concept=("imagenette/church",), pretrained_model_name_or_path=str(tmp_path / "absent"),

@@ -14,9 +14,9 @@ import yaml
 from diffusers import DiffusionPipeline
 
 from erase import EraseConfig, erase
-from erase.patch import PATCH_FILE, load_patch
-from erase.run import MASK_FILE
-from erase.saliency import SaliencyMask
+from erase.export.patch import PATCH_FILE, load_patch
+from erase.layout import MASK_FILE
+from erase.saliency.mask import SaliencyMask
 
 TinyFolder = Callable[[str], Path]
 

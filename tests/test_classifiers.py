@@ -18,16 +18,17 @@ from torch.nn.functional import cross_entropy
 
 from erase import classify
 from erase.classifiers.boundary import expanded, narrowed, nearest_wrong_labels
-from erase.classifiers.examples import Examples, as_examples, forget_rows, moved
+from erase.classifiers.examples import Examples, forget_rows, moved
 from erase.classifiers.forget import forgotten
 from erase.classifiers.influence import influence
 from erase.classifiers.methods import METHODS, ForgetSettings, Job, make_mask, other_labels
 from erase.classifiers.metrics import confidence, gap, membership_inference, score
 from erase.classifiers.nets import build, fresh, head_of, logits_of
 from erase.classifiers.smoothing import exchanged, smoothed_targets, without_own
+from erase.classifiers.sources import as_examples
 from erase.classifiers.training import TrainSettings, predict, train
-from erase.optim import MaskedSGD
-from erase.saliency import SaliencyMask
+from erase.saliency.mask import SaliencyMask
+from erase.trained.optim import MaskedSGD
 
 CLASSES = 4
 QUICK = TrainSettings(epochs=30, learning_rate=0.1, batch_size=32)

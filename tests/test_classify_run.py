@@ -24,8 +24,8 @@ from erase.classifiers.table import as_markdown, gaps, mean_gap
 from erase.classifiers.training import predict
 from erase.cli import main
 from erase.files import read_json_lines
-from erase.saliency import SaliencyMask
-from erase.stopping import Stopped
+from erase.runtime.stopping import Stopped
+from erase.saliency.mask import SaliencyMask
 
 QUICK = {"model": "mlp", "train_epochs": 12, "train_batch_size": 64}
 

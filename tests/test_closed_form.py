@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from erase import Concept, load_concepts, load_denoiser
-from erase.closed_form import (
+from erase.closed_form.edit import (
     EditMethod,
     EditSettings,
     derive_concepts,
@@ -24,10 +24,10 @@ from erase.closed_form import (
     edited_weights,
     uce_update,
 )
-from erase.edit_tokens import edit_tokens, pair_tokens
-from erase.models import Denoiser
-from erase.null_space import null_space, prior_filter, speed_update
-from erase.saliency import SaliencyMask
+from erase.closed_form.null_space import null_space, prior_filter, speed_update
+from erase.closed_form.tokens import edit_tokens, pair_tokens
+from erase.models.loading import Denoiser
+from erase.saliency.mask import SaliencyMask
 from tiny import each_family
 
 TinyFolder = Callable[[str], Path]

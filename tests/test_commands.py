@@ -12,11 +12,11 @@ import yaml
 from erase import __version__
 from erase.classifiers.settings import DESCRIPTIONS
 from erase.cli import COMMANDS, main
-from erase.completion import commands
-from erase.concepts import known_concepts, load_concepts
+from erase.commands.completion import commands
+from erase.commands.listings import OWN_CONCEPT
+from erase.concepts.concept import known_concepts, load_concepts
 from erase.config import MethodName
-from erase.evaluate.generate import GuardName
-from erase.listings import OWN_CONCEPT
+from erase.draw.guard_names import GuardName
 from erase.methods import METHODS
 
 ROOT = Path(__file__).parents[1]

@@ -31,12 +31,12 @@ from erase.compare import CompareConfig, run_compare
 from erase.compare import runner as runner_module
 from erase.compare.config import GUARDS, parse_entries, slug
 from erase.compare.jobs import PROOF_BATCH_SIZE, differences, next_step, plan, write_protocol
-from erase.compare.labels import place_labels, text_width
 from erase.compare.pareto import Axes, axes_of, erased, kept, pareto_front
-from erase.compare.plot import Point, percent_scale, plot, seconds_scale
 from erase.compare.rows import aggregate, average_gap, rows_of
 from erase.compare.runner import environment, log_tail, run_jobs, share_of
 from erase.compare.table import cells, columns_of, markdown_table, text_table
+from erase.html.label_placement import place_labels, text_width
+from erase.html.plot import Point, percent_scale, plot, seconds_scale
 from erase.ledger import OWN_DIR
 
 FAKE = Path(__file__).with_name("fake_erase.py")

@@ -1,4 +1,4 @@
-"""Contract of erase.concepts.
+"""Contract of erase.concepts.concept.
 
 1. Every shipped preset is well-formed: paired prompts, at least twenty retained ones (a published pair has one), none
    of which names the concept, and (for single concepts) evaluation prompts that training never saw.
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from erase.concepts import PROMPTS_DIR, Concept, known_concepts, load_concepts, load_family
+from erase.concepts.concept import PROMPTS_DIR, Concept, known_concepts, load_concepts, load_family
 
 SINGLE = [name for name in known_concepts() if "/" not in name]
 ZEBRA = {

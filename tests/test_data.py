@@ -13,15 +13,16 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 
 from drawing import TinyFolder
-from erase import EraseConfig, SaliencyMask, store
-from erase.data import cycled, in_fixed_order, picture_seeds
-from erase.evaluate.pipelines import ModelSource
+from erase import EraseConfig, SaliencyMask
+from erase.data import store
+from erase.data.store import Store
+from erase.data.training_data import cycled, in_fixed_order, picture_seeds
+from erase.draw.pipelines import ModelSource
 from erase.evaluate.protocols import load_protocol, protocol_rows
 from erase.files import folder_hash
-from erase.progress import OnStep
 from erase.run import build_only_mask
-from erase.store import Store
-from erase.trainer import positions
+from erase.runtime.progress import OnStep
+from erase.trained.trainer import positions
 
 
 def opened(root: Path, **settings: object) -> Store:

@@ -5,7 +5,7 @@ import pytest
 from scipy.linalg import sqrtm
 from scipy.stats import binomtest
 
-from erase.evaluate.distance import (
+from erase.evaluate.metrics.distance import (
     Moments,
     cmmd,
     frechet_distance,
@@ -48,7 +48,7 @@ def naive_mmd2(a: np.ndarray, b: np.ndarray, kernel) -> float:
 
 @pytest.mark.parametrize("block", [4, 2048])
 def test_kid_and_its_mmd_are_the_direct_formula(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr("erase.evaluate.distance.BLOCK", block)
+    monkeypatch.setattr("erase.evaluate.metrics.distance.BLOCK", block)
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(13, 5)), rng.normal(0.5, 1, size=(13, 5))
     expected = naive_mmd2(a, b, lambda x, y: (x @ y / 5 + 1) ** 3)

@@ -14,10 +14,11 @@ from test_closed_form import TINY, normal, problem
 from torch import Tensor
 
 from erase import load_denoiser
-from erase.closed_form import EditSettings, edit, edited_weights, solved, uce_system
-from erase.edit_saliency import edit_saliency, edit_scores, pursuit
-from erase.edit_tokens import edit_tokens
-from erase.saliency import SaliencyMask, Score
+from erase.closed_form.edit import EditSettings, edit, edited_weights, solved, uce_system
+from erase.closed_form.saliency import edit_saliency, edit_scores, pursuit
+from erase.closed_form.tokens import edit_tokens
+from erase.saliency.mask import SaliencyMask
+from erase.saliency.scores import Score
 
 TinyFolder = Callable[[str], Path]
 WEIGHTS = {"erase_weight": 0.7, "preserve_weight": 1.3, "regularization": 0.5}

@@ -19,9 +19,9 @@ from transformers import (
     ViTModel,
 )
 
-from erase.evaluate.accuracy import ClassifierScorer, StyleClassifierScorer
-from erase.evaluate.alignment import CLIPScorer
-from erase.evaluate.encoders import ClipImageScorer, EncoderScorer
+from erase.evaluate.metrics.accuracy import ClassifierScorer, StyleClassifierScorer
+from erase.evaluate.metrics.alignment import CLIPScorer
+from erase.evaluate.metrics.encoders import ClipImageScorer, EncoderScorer
 from tiny_encoders import WIDTH, build_clip, noise
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

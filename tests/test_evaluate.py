@@ -18,14 +18,15 @@ from PIL import Image
 
 from erase.canvas import OBJECTS, STYLES
 from erase.canvas.nets import to_unit_range
-from erase.concepts import Concept, load_family
-from erase.evaluate.canvas import CanvasScorer, Reference, distance_to_bank, fd_canvas
-from erase.evaluate.classes import class_summary
+from erase.concepts.concept import Concept, load_family
+from erase.draw.answers import Answers, ScoreFile, Scorer
+from erase.draw.prompts import PromptRow
 from erase.evaluate.evaluation import check_pairs, compared
 from erase.evaluate.grid import comparison_grid
-from erase.evaluate.prompts import PromptRow
+from erase.evaluate.metrics.canvas import CanvasScorer, Reference, distance_to_bank, fd_canvas
+from erase.evaluate.metrics.classes import class_summary
 from erase.evaluate.protocols import PROTOCOLS_DIR, load_protocol, protocol_rows
-from erase.evaluate.scoring import Answers, Scored, ScoreFile, Scorer, Summary, load_scored, score_folder
+from erase.evaluate.scoring import Scored, Summary, load_scored, score_folder
 from erase.evaluate.table import metrics_table
 from erase.files import append_lines, read_json_lines
 

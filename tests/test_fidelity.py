@@ -1,4 +1,4 @@
-"""Contract of erase.evaluate.fidelity and its encoders.
+"""Contract of erase.evaluate.metrics.fidelity and its encoders.
 
 - FID is torchmetrics' to 1e-6, and the closed form on Gaussians; the Inception network is torch-fidelity's; LPIPS is a
   plain numpy computation; KID and CMMD are those of distance.py on the features on disk.
@@ -19,10 +19,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from erase.evaluate import encoders
-from erase.evaluate.distance import Moments, cmmd, frechet_distance_of, frechet_distance_of_features, kid, moments_of
-from erase.evaluate.encoders import ClipImageScorer, EncoderScorer, InceptionScorer
-from erase.evaluate.fidelity import (
+from erase.evaluate.metrics import encoders
+from erase.evaluate.metrics.distance import (
+    Moments,
+    cmmd,
+    frechet_distance_of,
+    frechet_distance_of_features,
+    kid,
+    moments_of,
+)
+from erase.evaluate.metrics.encoders import ClipImageScorer, EncoderScorer, InceptionScorer
+from erase.evaluate.metrics.fidelity import (
     CmmdMetric,
     EncoderFrechetMetric,
     FrechetMetric,
@@ -34,7 +41,7 @@ from erase.evaluate.fidelity import (
     read_statistics,
     write_statistics,
 )
-from erase.evaluate.inception import Inception, resize_tensorflow
+from erase.evaluate.metrics.inception import Inception, resize_tensorflow
 from erase.evaluate.scoring import Scored, load_scored, score_folder
 from erase.evaluate.statistics import Z95, cluster_bootstrap, clustered_mean, resampled
 from tiny_encoders import RandomFeatures, build_clip, build_inception, build_lpips, noise, write_pictures
@@ -75,7 +82,7 @@ def test_fid_of_statistics_has_the_closed_form_of_gaussians():
 def test_moments_are_read_in_blocks(monkeypatch):
     features = gaussians(500, 8)
     whole = moments_of(features)
-    monkeypatch.setattr("erase.evaluate.distance.BLOCK", 33)
+    monkeypatch.setattr("erase.evaluate.metrics.distance.BLOCK", 33)
     np.testing.assert_allclose(moments_of(features).covariance, whole.covariance, rtol=1e-12)
 
 

@@ -22,13 +22,14 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from drawing import Mean, TinyFolder, contents, named_only, picture, prompt_rows
-from erase.evaluate import generate as generation
-from erase.evaluate import pipelines
-from erase.evaluate.generate import GenerateConfig, batches_of, run_generate
-from erase.evaluate.picture_folder import PictureCache
-from erase.evaluate.pipelines import ModelSource, draw, open_pipeline
-from erase.evaluate.prompts import PromptRow
-from erase.evaluate.scoring import Record, load_scored, score_folder
+from erase.draw import generate as generation
+from erase.draw import pipelines
+from erase.draw.generate import GenerateConfig, batches_of, run_generate
+from erase.draw.picture_folder import PictureCache
+from erase.draw.pipelines import ModelSource, draw, open_pipeline
+from erase.draw.prompts import PromptRow
+from erase.draw.records import Record
+from erase.evaluate.scoring import load_scored, score_folder
 from erase.files import file_sha256, read_json_lines
 from erase.models.schedulers import SCHEDULERS
 from tiny import each_family
@@ -262,9 +263,9 @@ sys.path[:0] = [{tests!r}]
 os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from accelerate import Accelerator
-import erase.files, erase.evaluate.picture_folder as pictures, erase.evaluate.scoring as scoring
-from erase.evaluate.generate import generate
-from erase.evaluate.pipelines import ModelSource, open_pipeline
+import erase.files, erase.draw.picture_folder as pictures, erase.evaluate.scoring as scoring
+from erase.draw.generate import generate
+from erase.draw.pipelines import ModelSource, open_pipeline
 from test_generate import Mean, prompt_rows
 torch.set_num_threads(1)
 open_pipeline(ModelSource(pretrained_model_name_or_path={model!r}))  # what it imports is imported once
@@ -337,9 +338,9 @@ TWO = """
 import sys
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
-from erase.devices import make_accelerator
-from erase.evaluate.generate import generate
-from erase.evaluate.pipelines import ModelSource, open_pipeline
+from erase.runtime.devices import make_accelerator
+from erase.draw.generate import generate
+from erase.draw.pipelines import ModelSource, open_pipeline
 from test_generate import Mean, prompt_rows
 accelerator = make_accelerator("no")
 assert accelerator.num_processes == 2
@@ -409,7 +410,7 @@ def test_the_command(tiny: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_config_is_light_and_strict() -> None:
-    code = "import sys, erase.evaluate.generate; print('torch' in sys.modules)"
+    code = "import sys, erase.draw.generate; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "False\n"
     with pytest.raises(ValueError, match="scheduler must be one of default, ddim"):
         GenerateConfig(prompts="nudity", scheduler="dim")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Contract of erase.evaluate.guards.
+"""Contract of erase.draw.guards.
 
 - Each guard's maths equals a naive float64 re-computation, alone and in the sampling loop of every family it serves.
 - At zero strength a guarded pipeline draws the stock pipeline's pictures bit for bit; at full strength the guided
@@ -23,17 +23,18 @@ from torch import Tensor
 
 from drawing import TinyFolder, contents, prompt_rows
 from erase.cli import main
-from erase.concepts import load_concepts
-from erase.evaluate import guards
+from erase.concepts.concept import load_concepts
+from erase.draw import guards
+from erase.draw.generate import GenerateConfig
+from erase.draw.guard_names import GuardName
+from erase.draw.guards import GUARDS, SafeLatentDiffusion, Safree
+from erase.draw.pipelines import ModelSource, denoiser_of, draw, open_pipeline
+from erase.draw.prompts import PromptRow, load_prompts
+from erase.draw.records import Record
 from erase.evaluate.config import EvaluateConfig, concept_words
-from erase.evaluate.generate import GenerateConfig, GuardName
-from erase.evaluate.guards import GUARDS, SafeLatentDiffusion, Safree
-from erase.evaluate.pipelines import ModelSource, denoiser_of, draw, open_pipeline
-from erase.evaluate.prompts import PromptRow, load_prompts
 from erase.evaluate.run import planned
-from erase.evaluate.scoring import Record
 from erase.files import folder_hash
-from erase.models import load_denoiser
+from erase.models.loading import load_denoiser
 from tiny import FAMILIES, each_family
 
 WORDS = "a cat"

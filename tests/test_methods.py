@@ -15,12 +15,12 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from erase import EraseConfig, SaliencyMask, apply_patch, erase, load_denoiser
-from erase.closed_form import edited_weights
+from erase.closed_form.edit import edited_weights
 from erase.config import CONFIGS_DIR, MethodName, read_config
+from erase.export.patch import PATCH_FILE
+from erase.layout import MASK_FILE
 from erase.methods import METHODS, Scope
-from erase.patch import PATCH_FILE
-from erase.run import MASK_FILE
-from erase.scopes import SCOPES
+from erase.saliency.scopes import SCOPES
 from tiny import FAMILIES
 
 TinyFolder = Callable[[str], Path]

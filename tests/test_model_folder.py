@@ -26,12 +26,12 @@ from drawing import TinyFolder, contents, prompt_rows
 from erase.cli import main
 from erase.compare.config import CompareConfig
 from erase.compare.jobs import plan
+from erase.draw.pipelines import ModelSource, open_pipeline, pipeline_class
+from erase.draw.records import Record
 from erase.evaluate.config import EvaluateConfig
-from erase.evaluate.pipelines import ModelSource, open_pipeline, pipeline_class
-from erase.evaluate.scoring import Record
-from erase.model_folder import check_weight_files, hub_reason, read_index, run_settings
-from erase.models import family, find_model, load_denoiser
-from erase.patch import make_patch, save_patch
+from erase.export.patch import make_patch, save_patch
+from erase.models.folder import check_weight_files, hub_reason, read_index, run_settings
+from erase.models.loading import family, find_model, load_denoiser
 
 UNET = "unet/diffusion_pytorch_model"
 HUB_BLAMED = ("the hub did not give it", "local_files_only")

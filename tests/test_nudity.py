@@ -1,4 +1,4 @@
-"""Contract of erase.evaluate.nudity.
+"""Contract of erase.evaluate.metrics.nudity.
 
 - The real NudeNet finds the astronaut's face and nothing exposed; detections equal the package's own `detect` on the
   same arrays, in both channel orders, whatever the picture's shape and the number of threads.
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erase.evaluate.nudity import (
+from erase.evaluate.metrics.nudity import (
     BODY_PARTS,
     EXPOSED,
     NudityMetric,

@@ -1,4 +1,4 @@
-"""Contract of SPEED in erase.null_space (arXiv 2503.07392): noisy copies, and the constraint on the empty prompt.
+"""Contract of SPEED in erase.closed_form.null_space (arXiv 2503.07392): noisy copies, and what holds the empty prompt.
 
 1. Copies differ from their token along the one direction that the layer amplifies least, by standard normal noise.
 2. Of the empty prompt the first token and the cluster centres of the others keep their outputs exactly.
@@ -14,10 +14,16 @@ import torch
 from torch import Tensor
 
 from erase import EraseConfig, load_concepts, load_denoiser
-from erase.closed_form import UPDATES, EditSettings, edited_weights
-from erase.edit_tokens import EditTokenSet, edit_tokens
-from erase.forgetting import edit_settings
-from erase.null_space import cluster_centers, directed_copies, invariants, null_space, prior_filter, speed_update
+from erase.closed_form.edit import UPDATES, EditSettings, edit_settings, edited_weights
+from erase.closed_form.null_space import (
+    cluster_centers,
+    directed_copies,
+    invariants,
+    null_space,
+    prior_filter,
+    speed_update,
+)
+from erase.closed_form.tokens import EditTokenSet, edit_tokens
 
 WIDTH = 12
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from erase.models.base import Conditioning
-from erase.objectives import OBJECTIVES, Batch, Models, ascent, forgetting_loss, guided, mismatch
+from erase.trained.objectives import OBJECTIVES, Batch, Models, ascent, forgetting_loss, guided, mismatch
 
 GENERATOR = torch.Generator().manual_seed(0)
 ETA = 1.7

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from erase.optim import MaskedAdamW, clip_grad_norm, proximal_quantile, proximal_step
+from erase.trained.optim import MaskedAdamW, clip_grad_norm, proximal_quantile, proximal_step
 
 SETTINGS = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 DENSITIES = [0.01, 0.3, 1.0]

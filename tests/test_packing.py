@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from erase.files import atomic_save, read_safetensors
-from erase.packing import decode_gaps, decode_mask, encode_gaps, encode_mask, pack_bits, unpack_bits
+from erase.saliency.packing import decode_gaps, decode_mask, encode_gaps, encode_mask, pack_bits, unpack_bits
 
 SHAPES = [(), (1,), (7,), (8,), (3, 5), (4, 3, 3, 3), (0,), (2, 0, 3)]
 

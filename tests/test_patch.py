@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from erase.patch import apply_patch, load_patch, make_patch, remove_patch, save_patch
+from erase.export.patch import apply_patch, load_patch, make_patch, remove_patch, save_patch
 
 
 def build(seed: int = 0) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Contract of erase.pictures: every part of the package reads a picture as viewers show it, and counts the same files.
+"""Contract of erase.data.pictures: the whole package reads a picture as viewers show it, and counts the same files.
 
 The expected arrays are worked out here by hand, never with the reader itself.
 """
@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from erase.classifiers.sources import from_columns, picture_folder
-from erase.data import _square
+from erase.data.pictures import as_rgb, list_pictures, picture_ids, read_picture
+from erase.data.training_data import _square
 from erase.evaluate.adopted import given_pictures
-from erase.evaluate.fidelity import Reference
+from erase.evaluate.metrics.fidelity import Reference
 from erase.evaluate.scoring import decoded
-from erase.pictures import as_rgb, list_pictures, picture_ids, read_picture
 from erase.report.gallery import data_uri
 
 SIDE = 6

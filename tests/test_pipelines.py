@@ -10,10 +10,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from drawing import TinyFolder, contents, prompt_rows
-from erase.evaluate.pipelines import ModelSource, draw, open_pipeline
-from erase.evaluate.scoring import Record
+from erase.draw.pipelines import ModelSource, draw, open_pipeline
+from erase.draw.records import Record
+from erase.export.patch import make_patch, save_patch
 from erase.models.schedulers import SCHEDULERS
-from erase.patch import make_patch, save_patch
 
 
 def test_schedulers(tiny: TinyFolder) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from erase.evaluate.generate import GenerateConfig
-from erase.evaluate.prompts import PromptColumns, PromptFilter, PromptRow, load_prompts
+from erase.draw.generate import GenerateConfig
+from erase.draw.prompts import PromptColumns, PromptFilter, PromptRow, load_prompts
 
 
 def loaded(tmp_path: Path, content: str, name: str = "t.csv", **options: Any) -> list[PromptRow]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from erase.evaluate.prompts import PromptColumns, PromptFilter, PromptRow, check_rows, load_prompts, rows_digest
+from erase.draw.prompts import PromptColumns, PromptFilter, PromptRow, check_rows, load_prompts, rows_digest
 
 # Quotes, commas, line breaks of both kinds, a line separator that splitlines() would cut at, emoji, spaces at the end.
 AWKWARD = 'a "quoted" cat,\nwith a hat;\r\nthen\u2028this 🪦 \\n … '

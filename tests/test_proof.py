@@ -9,7 +9,7 @@ from PIL import Image
 
 from erase import EraseConfig, erase
 from erase.evaluate import proof
-from erase.evaluate.canvas import CanvasMetric
+from erase.evaluate.metrics.canvas import CanvasMetric
 from erase.evaluate.protocols import load_protocol
 from erase.evaluate.scoring import load_scored
 

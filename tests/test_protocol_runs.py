@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from erase.cli import main
-from erase.concepts import load_family
+from erase.concepts.concept import load_family
 from tiny_encoders import build_classifier, build_clip, build_inception, noise
 
 IMAGENET = ["tench, Tinca tinca", "English springer, English springer spaniel", "cassette player",

@@ -12,7 +12,7 @@ from erase import EraseConfig, load_concepts
 from erase.config import CANVAS, CONFIGS_DIR, read_config
 from erase.methods import METHODS
 from erase.models.unet import UNetDenoiser
-from erase.scopes import SCOPES
+from erase.saliency.scopes import SCOPES
 
 TRAINED = [name for name, method in METHODS.items() if method.kind == "trained"]
 CLIPPED = {"concept-ablation", "forget-me-not", "salun-anchored"}

@@ -18,19 +18,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erase.evaluate.nudity import NudityMetric
+from erase.evaluate.metrics.nudity import NudityMetric
 from erase.evaluate.scoring import Scored
 from erase.evaluate.statistics import Interval, mcnemar, rate
 from erase.evaluate.table import LABELS, count_of, metrics_table
 from erase.files import append_lines, read_json_lines, write_json
+from erase.html.glossary import load_terms, used_terms, visible_text
 from erase.report import markdown_table, write_report
 from erase.report.collect import collect
-from erase.report.glossary import load_terms, used_terms, visible_text
 from erase.report.limits import limits
 from erase.report.pairs import is_sensitive
 from erase.report.published import load_published, published_tables
 from erase.report.verdict import verdict
-from erase.saliency import SaliencyMask
+from erase.saliency.mask import SaliencyMask
 from report_folder import NASTY, RETAINED, TARGETS, build_run, flags_of
 
 SECTIONS = ("pictures", "measures", "became", "limits", "mask", "training", "glossary", "provenance")

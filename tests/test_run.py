@@ -18,9 +18,11 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from erase import EraseConfig, SaliencyMask, apply_patch, devices, erase, load_concepts, remove_patch
-from erase.patch import PATCH_FILE
-from erase.run import MASK_FILE, build_only_mask
+from erase import EraseConfig, SaliencyMask, apply_patch, erase, load_concepts, remove_patch
+from erase.export.patch import PATCH_FILE
+from erase.layout import MASK_FILE
+from erase.run import build_only_mask
+from erase.runtime import devices
 from tiny import FAMILIES
 
 TinyFolder = Callable[[str], Path]
@@ -162,7 +164,7 @@ def _kill_at_step(config: EraseConfig, step: int) -> subprocess.CompletedProcess
 import os, signal, sys
 import torch
 torch.set_num_threads(2)
-import erase.trainer as trainer
+import erase.trained.trainer as trainer
 from erase import EraseConfig, erase
 backward = trainer.Trainer._update
 def update(self):

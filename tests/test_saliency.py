@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from erase.files import atomic_save
-from erase.saliency import LayerDensity, SaliencyMask, Score, block_of, saliency_scores
-from erase.topk import kth_largest, top_k
+from erase.saliency.layers import LayerDensity, block_of
+from erase.saliency.mask import SaliencyMask
+from erase.saliency.scores import Score, saliency_scores
+from erase.saliency.topk import kth_largest, top_k
 
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -152,7 +154,7 @@ DTYPES = {
 def test_top_k_equals_a_stable_sort(
     dtypes: list[torch.dtype], seed: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("erase.topk.CHUNK", chunk)
+    monkeypatch.setattr("erase.saliency.topk.CHUNK", chunk)
     scores = awkward_scores(dtypes, seed)
     n = sum(score.numel() for score in scores.values())
     flat = torch.cat([score.double().reshape(-1) for score in scores.values()])

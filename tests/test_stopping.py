@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from erase import EraseConfig, erase
-from erase import trainer as trainer_module
-from erase.run import MASK_FILE, Run
-from erase.stopping import OutOfMemory, Stopped, deferred, explained, terminable
+from erase.layout import MASK_FILE
+from erase.run import Run
+from erase.runtime.stopping import OutOfMemory, Stopped, deferred, explained, terminable
+from erase.trained import trainer as trainer_module
 
 TinyFolder = Callable[[str], Path]
 ROOT = Path(__file__).parents[1]
@@ -122,7 +123,7 @@ STEP = """
 import sys, time
 import torch
 torch.set_num_threads(1)
-from erase import trainer
+from erase.trained import trainer
 from erase.cli import main
 step = trainer.Trainer._step
 def slow(self):

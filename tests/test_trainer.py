@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from erase.trainer import Trainer, evenly
+from erase.trained.trainer import Trainer, evenly
 
 
 @pytest.mark.parametrize(

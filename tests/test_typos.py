@@ -14,8 +14,8 @@ import yaml
 from erase import EraseConfig
 from erase.classifiers.config import ClassifyConfig
 from erase.cli import main
+from erase.draw.generate import GenerateConfig
 from erase.evaluate.config import EvaluateConfig
-from erase.evaluate.generate import GenerateConfig
 from erase.parsing import parse
 
 ROOT = Path(__file__).parents[1]

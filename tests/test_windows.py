@@ -39,7 +39,7 @@ for module in modules:
     importlib.import_module(module)
     print(module)
 import torch
-from erase.devices import make_accelerator, peak_memory
+from erase.runtime.devices import make_accelerator, peak_memory
 from erase.compare.runner import environment
 assert peak_memory(torch.device("cpu")) is None
 assert int(environment(0, 2)["OMP_NUM_THREADS"]) >= 1

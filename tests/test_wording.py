@@ -1,4 +1,4 @@
-"""Contract of erase.wording, and of the concepts that rest on it.
+"""Contract of erase.concepts.wording, and of the concepts that rest on it.
 
 1. Prompts that differ in case, article, hyphen, English plural, possessive or Unicode form alone are the same words;
    prompts that differ in a word are not, and a part of a word is no word.
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from erase import Concept, load_concepts
-from erase.wording import bare, named, same
+from erase.concepts.wording import bare, named, same
 
 SAME = [
     ("a photo of cats", "a photo of a cat"),

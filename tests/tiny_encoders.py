@@ -18,8 +18,9 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from erase.evaluate.inception import Inception
-from erase.evaluate.scoring import Answers, Record, Scorer
+from erase.draw.answers import Answers, Scorer
+from erase.draw.records import Record
+from erase.evaluate.metrics.inception import Inception
 from tiny import _clip_config, _clip_tokenizer
 
 WIDTH, SIDE = 16, 32

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..saliency import eval_mode
+from ..saliency.scores import eval_mode
 from .examples import Examples
 from .nets import head_of, logits_of
 from .training import EVALUATION_BATCH

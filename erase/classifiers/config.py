@@ -9,7 +9,7 @@ import tyro
 import yaml
 
 from ..config import CONFIGS_DIR
-from ..inputs import need_either, need_mask, need_name, refuse_near
+from ..suggest import need_either, need_mask, need_name, refuse_near
 from .settings import DATASETS, DESCRIPTIONS, NETWORKS, ForgetSettings, ScoreName, TrainSettings, own_mask
 
 OVERRIDES = ("learning_rate", "epochs", "batch_size", "mask", "density", "mask_score")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,35 +83,6 @@ def moved(pictures: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     return picked.permute(0, 3, 1, 2)
 
 
-def as_examples(data: Any, name: str) -> Examples:
-    """Examples from what a user has: Examples, (inputs, labels), a folder, or a sequence of (input, label).
-
-    inputs: array or tensor; float for any network, uint8 for pictures, which are scaled to 0–1. A `datasets.Dataset`
-    and a torch dataset are sequences; a folder holds one folder of pictures a class. `name` is for error messages.
-    Raises ValueError for an empty set and for anything else.
-    """
-    examples = _converted(data, name)
-    if not len(examples):
-        raise ValueError(f"The {name} set is empty.")
-    return examples
-
-
-def _converted(data: Any, name: str) -> Examples:
-    if isinstance(data, Examples):
-        return data
-    if isinstance(data, str | Path):
-        from .sources import picture_folder
-
-        return picture_folder(Path(data))
-    if hasattr(data, "features") and hasattr(data, "column_names"):
-        from .sources import from_columns
-
-        return from_columns(data)
-    pair = isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "shape") and np.ndim(data[0]) > 1
-    inputs, labels = data if pair else _columns(data, name)
-    return from_arrays(inputs, labels, name)
-
-
 def from_arrays(inputs: Any, labels: Any, name: str) -> Examples:
     """Examples from arrays or tensors; uint8 pictures become 0–1."""
     inputs, labels = _tensor(inputs, f"inputs of the {name} set"), _tensor(labels, f"labels of the {name} set")
@@ -145,20 +115,8 @@ def _tensor(values: Any, what: str) -> Tensor:
     return torch.as_tensor(array)
 
 
-def _array(values: Any) -> np.ndarray:
+def as_array(values: Any) -> np.ndarray:
     return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
-
-
-def _columns(data: Any, name: str) -> tuple[Any, Any]:
-    """Inputs and labels of a sequence of pairs."""
-    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
-        raise ValueError(
-            f"The {name} set is a {type(data).__name__}. Expected (inputs, labels), a folder with a folder of pictures "
-            "for each class, a datasets.Dataset, or a sequence of (input, label)."
-        )
-    pairs = [data[row] for row in range(len(data))]
-    inputs = np.stack([_array(pair[0]) for pair in pairs]) if pairs else np.zeros((0, 1))
-    return inputs, np.asarray([pair[1] for pair in pairs], dtype=None if pairs else int)
 
 
 def check_split(forget: Examples, retain: Examples, num_classes: int, *, overlap: bool = True) -> None:

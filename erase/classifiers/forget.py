@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from ..inputs import need_name
-from ..saliency import SaliencyMask
-from .examples import Examples, as_examples, check_split
+from ..saliency.mask import SaliencyMask
+from ..suggest import need_name
+from .examples import Examples, check_split
 from .methods import METHODS, Job, make_mask
 from .metrics import score
 from .nets import num_classes_of
 from .settings import ForgetSettings, TrainSettings, own_mask
+from .sources import as_examples
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from ..optim import MaskedSGD, proximal_quantile, proximal_step
-from ..saliency import SaliencyMask, saliency_scores
+from ..saliency.mask import SaliencyMask
+from ..saliency.scores import saliency_scores
+from ..trained.optim import MaskedSGD, proximal_quantile, proximal_step
 from .boundary import expanded, narrowed, nearest_wrong_labels
 from .examples import Examples
 from .influence import influence

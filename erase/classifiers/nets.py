@@ -11,7 +11,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from ..files import atomic_path, write_json
-from ..saliency import eval_mode
+from ..saliency.scores import eval_mode
 from .examples import Examples, Normalization
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "classifier.json"

@@ -22,10 +22,11 @@ from tqdm.auto import tqdm
 
 from ..config import plain_values
 from ..files import append_lines, file_sha256, read_json_lines, write_json, write_text
+from ..layout import CONFIG_FILE, MASK_FILE
 from ..ledger import Ledger, keeping
 from ..output import Claim, Output, find
-from ..saliency import SaliencyMask
-from ..stopping import explained
+from ..runtime.stopping import explained
+from ..saliency.mask import SaliencyMask
 from .config import ClassifyConfig
 from .examples import Examples, check_split, forget_rows
 from .forget import Forgotten, forgotten
@@ -37,8 +38,7 @@ from .sources import load_source
 from .table import as_markdown, as_svg
 from .training import train
 
-ROWS_FILE, CONFIG_FILE, TABLE_FILE, PLOT_FILE = "rows.jsonl", "config.yaml", "classify.md", "classify.svg"
-RESULT_FILE, MASK_FILE = "classify.json", "mask.safetensors"
+ROWS_FILE, RESULT_FILE, TABLE_FILE, PLOT_FILE = "rows.jsonl", "classify.json", "classify.md", "classify.svg"
 FLOOR_SEED = 10_000
 """What the second retraining's seed is more than the first's."""
 NOT_IDENTITY = ("output_dir", "overwrite_output_dir", "processes", "methods", "seeds", "seed", "save_models")

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from ..canvas import OBJECTS, RESOLUTION, SHEET_FILE, STYLES
-from ..pictures import as_rgb, list_pictures, read_picture
-from .examples import Examples, Normalization, from_arrays
+from ..data.pictures import as_rgb, list_pictures, read_picture
+from .examples import Examples, Normalization, as_array, from_arrays
 from .settings import DATASETS
 
 INSTALL = 'pip install "diffusers-erase[classify]"'
@@ -56,6 +56,43 @@ def load_source(source: str, label_column: str | None = None) -> Split:
     if path.exists() and not path.is_dir():
         raise ValueError(f"{source} is a file; expected an .npz, a folder or a hub id.")
     return _from_hub(source, label_column)
+
+
+def as_examples(data: Any, name: str) -> Examples:
+    """Examples from what a user has: Examples, (inputs, labels), a folder, or a sequence of (input, label).
+
+    inputs: array or tensor; float for any network, uint8 for pictures, which are scaled to 0–1. A `datasets.Dataset`
+    and a torch dataset are sequences; a folder holds one folder of pictures a class. `name` is for error messages.
+    Raises ValueError for an empty set and for anything else.
+    """
+    examples = _converted(data, name)
+    if not len(examples):
+        raise ValueError(f"The {name} set is empty.")
+    return examples
+
+
+def _converted(data: Any, name: str) -> Examples:
+    if isinstance(data, Examples):
+        return data
+    if isinstance(data, str | Path):
+        return picture_folder(Path(data))
+    if hasattr(data, "features") and hasattr(data, "column_names"):
+        return from_columns(data)
+    pair = isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "shape") and np.ndim(data[0]) > 1
+    inputs, labels = data if pair else _columns(data, name)
+    return from_arrays(inputs, labels, name)
+
+
+def _columns(data: Any, name: str) -> tuple[Any, Any]:
+    """Inputs and labels of a sequence of pairs."""
+    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+        raise ValueError(
+            f"The {name} set is a {type(data).__name__}. Expected (inputs, labels), a folder with a folder of pictures "
+            "for each class, a datasets.Dataset, or a sequence of (input, label)."
+        )
+    pairs = [data[row] for row in range(len(data))]
+    inputs = np.stack([as_array(pair[0]) for pair in pairs]) if pairs else np.zeros((0, 1))
+    return inputs, np.asarray([pair[1] for pair in pairs], dtype=None if pairs else int)
 
 
 def _bundled(name: str) -> Split:

@@ -77,7 +77,7 @@ def as_svg(rows: Sequence[Row], title: str) -> str:
     """Bars of each method's gap, the smallest on top, with a standard deviation where there are several seeds."""
     from matplotlib.figure import Figure
 
-    from ..plots import svg_text  # matplotlib is needed nowhere else
+    from ..saliency.plots import svg_text  # matplotlib is needed nowhere else
 
     known = {m: spread(gaps(rows, m)) for m in methods_in(rows) if m != REFERENCE and gaps(rows, m)}
     order = sorted(known, key=lambda method: known[method][0])

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from ..optim import MaskedSGD
-from ..saliency import eval_mode
+from ..saliency.scores import eval_mode
+from ..trained.optim import MaskedSGD
 from .examples import Examples
 from .nets import logits_of
 from .settings import TrainSettings

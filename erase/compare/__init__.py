@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..output import Claim, find
-from ..stopping import explained
+from ..runtime.stopping import explained
 from .config import CompareConfig
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from statistics import stdev
 from typing import Any
 
 from .. import __version__
+from ..layout import EVALUATION_DIR, EVALUATION_FILE, METRICS_FILE
 from .chance import Estimate, leaders, lesser, over_seeds
 from .config import BASE
-from .jobs import EVALUATION_DIR
 from .pareto import Axes, axes_of, erased, kept, unbeaten
-from .rows import METRICS_FILE, Row, Summary, aggregate, protocol_of, rows_of
+from .rows import Row, Summary, aggregate, protocol_of, rows_of
 from .table import ordered
 
 FORMAT = "erase.compare/1"
@@ -32,7 +32,7 @@ def collect(folder: Path, made: Mapping[str, Any], failures: Sequence[str] = ())
     lines = placed(rows, base, axes)
     evaluation = folder / base["folder"] / EVALUATION_DIR
     metrics, provenance = (
-        json.loads((evaluation / n).read_text(encoding="utf-8")) for n in (METRICS_FILE, "evaluation.json")
+        json.loads((evaluation / n).read_text(encoding="utf-8")) for n in (METRICS_FILE, EVALUATION_FILE)
     )
     return {
         "format": FORMAT,

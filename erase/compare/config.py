@@ -10,7 +10,7 @@ from typing import get_args
 import tyro
 
 from ..config import CANVAS, EraseConfig
-from ..evaluate.generate import GuardName
+from ..draw.guard_names import GuardName
 from ..methods import METHODS
 
 BASE = "base"

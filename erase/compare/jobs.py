@@ -14,21 +14,19 @@ from typing import Any
 
 import yaml
 
-from ..concepts import load_concepts
+from ..concepts.concept import load_concepts
 from ..config import CANVAS, CONFIGS_DIR, EraseConfig, layered
+from ..evaluate import config as evaluate_config
 from ..evaluate.config import EvaluateConfig
 from ..files import write_json, write_text
-from ..inputs import check_erase, check_evaluate
+from ..layout import CONFIG_FILE, EVALUATION_DIR, EVALUATION_FILE, MANIFEST_FILE
 from ..output import discard, is_ours
 from ..parsing import parse
-from ..resume import LATEST
+from ..resume import LATEST, check_inputs
 from .config import BASE, CompareConfig, Entry, slug
 
 RUNS_DIR = "runs"
-EVALUATION_DIR = "evaluation"
 PROTOCOL_FILE = "protocol.yaml"
-CONFIG_FILE = "config.yaml"
-MANIFEST_FILE = "manifest.json"
 PROOF_BATCH_SIZE = 60
 """The proof's own: the base's and the guards' pictures are drawn in batches of the same size."""
 # What may differ between a run and its repetition without changing what is compared.
@@ -146,7 +144,9 @@ def _untrained(config: CompareConfig, concept: str, label: str, kind: str, flags
     common = layered(config.config, {"pretrained_model_name_or_path": config.pretrained_model_name_or_path})
     files = {name: common[name] for name in ("revision", "variant") if common.get(name)}
     step = _evaluate(config, folder, files | dict(flags))
-    check_evaluate(parse(EvaluateConfig, "erase evaluate", _with_shipped_protocol(config, step.arguments[1:])))
+    evaluate_config.check_inputs(
+        parse(EvaluateConfig, "erase evaluate", _with_shipped_protocol(config, step.arguments[1:]))
+    )
     return Job(label=label, kind=kind, concept=concept, seed=None, folder=folder, steps=(step,))
 
 
@@ -167,7 +167,7 @@ def _train_flags(config: CompareConfig, entry: Entry) -> list[str]:
 def _settings(config: CompareConfig, entry: Entry) -> Settings:
     """config.yaml of the entry's runs, but for seed and folder: the run's own parser reads the same flags."""
     settings = parse(EraseConfig, "erase train", _train_flags(config, entry))
-    check_erase(settings)
+    check_inputs(settings)
     return settings.as_dict()
 
 
@@ -184,7 +184,7 @@ def _evaluate(config: CompareConfig, folder: Path, model: Mapping[str, str]) -> 
     settings = {key: value for key, value in flags.items() if key != "model" or value != str(folder)}
     settings |= {} if config.protocol else _counts(config) | {"protocol": CANVAS}
     flags |= {"output_dir": str(folder / EVALUATION_DIR), "data_cache_dir": str(config.data_cache_dir)}
-    made = folder / EVALUATION_DIR / "evaluation.json"
+    made = folder / EVALUATION_DIR / EVALUATION_FILE
     return Step(arguments=("evaluate", *_tokens(flags)), settings=settings, made=made)
 
 

@@ -4,17 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..report.figures import DASH, NBSP, percent
-from ..report.glossary import glossary
-from ..report.markup import Cell, code, details, facts, note, num, section, table, text
-from ..report.page import HERE as REPORT
-from ..report.shell import whole_page
+from ..html.figures import DASH, NBSP, percent
+from ..html.glossary import glossary
+from ..html.markup import Cell, code, details, facts, note, num, section, table, text
+from ..html.plot import Point, Scale, percent_scale, plot, seconds_scale
+from ..html.shell import whole_page
 from .chance import Estimate, lesser
 from .comparison import estimate, summaries_of
 from .config import BASE
-from .plot import Point, Scale, percent_scale, plot, seconds_scale
+from .picture_grid import samples
 from .rows import aggregate
-from .samples import samples
 from .table import CAPTION, MARK, Column, Value, cells, columns_of, value_of
 
 HERE = Path(__file__).parent
@@ -42,8 +41,7 @@ def render(comparison: Mapping[str, Any], folder: Path) -> str:
         limits_section(comparison),
     ]
     content = "\n".join([opening(comparison), *(part for part in sections if part)])
-    style = "".join(path.read_text(encoding="utf-8") for path in (REPORT / "style.css", HERE / "style.css"))
-    script = (REPORT / "script.js").read_text(encoding="utf-8")
+    style = (HERE / "style.css").read_text(encoding="utf-8")
     about = f"{comparison['concept']} · base {comparison['base']['name']} · protocol {comparison['protocol']['name']}"
     return whole_page(
         title=f"Methods compared: {about}",
@@ -52,7 +50,6 @@ def render(comparison: Mapping[str, Any], folder: Path) -> str:
         footer=f"Made by erase {comparison['erase_version']} on {comparison['made']['date']}. Every figure comes from "
         "the runs beside this page; compare.json holds them for programs.",
         style=style,
-        script=script,
     )
 
 

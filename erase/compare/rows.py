@@ -12,11 +12,11 @@ import yaml
 
 from ..evaluate.protocols import RENAMED
 from ..evaluate.table import label_of
+from ..layout import CONFIG_FILE, EVALUATION_DIR, EVALUATION_FILE, MANIFEST_FILE, METRICS_FILE
 from .chance import Estimate, over_seeds
 from .config import BASE
-from .jobs import CONFIG_FILE, EVALUATION_DIR, MANIFEST_FILE, RUNS_DIR
+from .jobs import RUNS_DIR
 
-METRICS_FILE = "metrics.json"
 TRAINING_STAGES = ("mask", "train", "edit")
 """Stages of a run that are the method's own work; making the pictures is shared, and evaluation is the same for all."""
 NAMES = ("method", "kind", "concept", "seed", "folder", "resumed", "intervals")
@@ -48,7 +48,7 @@ def rows_of(folder: Path) -> list[Row]:
 def is_finished(run: Path) -> bool:
     """Whether a run has been evaluated to the end."""
     proved = not (run / CONFIG_FILE).is_file() or (run / MANIFEST_FILE).is_file()
-    return proved and (run / EVALUATION_DIR / "evaluation.json").is_file()
+    return proved and (run / EVALUATION_DIR / EVALUATION_FILE).is_file()
 
 
 def row_of(run: Path, *, method: str, kind: str, concept: str, seed: int | None) -> Row:
@@ -96,7 +96,7 @@ def _check_same_pictures(runs: Sequence[Path]) -> None:
     seen: dict[str, tuple[Path, Any]] = {}
     for run in runs:
         metrics = _read(run / EVALUATION_DIR / METRICS_FILE)
-        base = _read(run / EVALUATION_DIR / "evaluation.json")["models"]["base"]["sha256"]
+        base = _read(run / EVALUATION_DIR / EVALUATION_FILE)["models"]["base"]["sha256"]
         what = protocol_of(metrics), base
         first, expected = seen.setdefault(json.dumps(metrics.get("concepts")), (run, what))
         if what != expected:

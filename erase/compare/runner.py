@@ -16,7 +16,7 @@ from typing import IO, Any
 import psutil
 
 from ..ledger import note
-from ..stopping import terminable
+from ..runtime.stopping import terminable
 from .config import BASE
 from .jobs import Job, Step, drop_replaced, next_step, write_job
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from textwrap import wrap
 
 from ..evaluate.table import label_of
-from ..report.figures import DASH, plain
+from ..html.figures import DASH, plain
 from .chance import marked
 from .config import BASE
 from .rows import COSTS, Summary

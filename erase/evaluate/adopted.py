@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..captions import read_captions
-from ..concepts import Concept
+from ..concepts.concept import Concept
+from ..data.captions import read_captions
+from ..data.pictures import list_pictures, picture_ids
+from ..draw.picture_folder import SETTINGS_FILE
+from ..draw.prompts import IMAGES_DIR, PromptRow, first_of_each_role
+from ..draw.records import RECORDS_FILE, Record, picture_hashes, write_records
 from ..files import file_sha256, link, read_json_lines, write_json
-from ..pictures import list_pictures, picture_ids
-from .picture_folder import SETTINGS_FILE
-from .prompts import IMAGES_DIR, PromptRow, first_of_each_role
 from .protocols import Protocol
-from .scoring import RECORDS_FILE, Record, picture_hashes, write_records
 
 ADOPTED_FILE = "adopted.json"
 """Where the pictures come from, and which files were linked."""

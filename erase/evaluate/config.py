@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from ..config import CANVAS
-from ..model_folder import run_settings
+from ..data.tables import READERS
+from ..draw.guard_names import GuardName, check_guard
+from ..models.folder import check_model, run_settings
 from ..output import Claim
-from .generate import GuardName, check_guard
+from ..suggest import need_either, need_file, need_folder, need_name
 
 if TYPE_CHECKING:
-    from ..concepts import Concept
-    from .pipelines import ModelSource
+    from ..concepts.concept import Concept
+    from ..draw.pipelines import ModelSource
     from .protocols import Protocol
     from .scoring import Metric
 
@@ -147,7 +149,7 @@ class EvaluateConfig:
         A run's folder holds its model in the run's own variant, and its base is of the run's revision and variant where
         --revision and --variant do not say otherwise; every other model is of --variant.
         """
-        from .pipelines import ModelSource
+        from ..draw.pipelines import ModelSource
 
         run = self.run
         base = self.base or run.get("pretrained_model_name_or_path")
@@ -178,7 +180,7 @@ class EvaluateConfig:
 
     def concepts(self) -> "tuple[Concept, ...]":
         """What was erased, from the flags or from the run itself; empty when neither says."""
-        from ..concepts import load_concepts
+        from ..concepts.concept import load_concepts
 
         names = self.concept or tuple(self.run.get("concept", ()))
         model = CANVAS if self.protocol == CANVAS else self.run.get("pretrained_model_name_or_path")
@@ -188,12 +190,31 @@ class EvaluateConfig:
 
 def concept_words(concept: "Concept") -> str:
     """A concept as prompts call it: a class's phrase in its shipped family, else its name without hyphens."""
-    from ..concepts import PROMPTS_DIR, load_family
+    from ..concepts.concept import PROMPTS_DIR, load_family
 
     phrases: Mapping[str, str] = {}
     if concept.family and (PROMPTS_DIR / f"{concept.family}.yaml").is_file():
         phrases = load_family(concept.family).domains.get(concept.type, {})
     return phrases.get(concept.name, concept.name.replace("-", " "))
+
+
+def check_inputs(config: EvaluateConfig) -> None:
+    """ValueError for a protocol, metric, concept, file or folder of `erase evaluate` that there is not."""
+    from .protocols import load_protocol
+
+    protocol, _ = load_protocol(config.protocol)
+    for name in config.metrics or protocol.metrics:
+        need_name("metric", name, BUILDERS)
+    config.concepts()
+    for model in filter(None, (config.base, config.model)):
+        check_model(model, on_top=True)
+    for flag in ("patch", "unet_weights", "inception_weights", "lpips_weights"):
+        need_file(f"--{flag}", getattr(config, flag))
+    for flag in ("images", "base_images"):
+        need_folder(f"--{flag}", getattr(config, flag))
+    need_either("--fid_reference", config.fid_reference)
+    if config.prompts and Path(config.prompts).suffix.lower() in READERS:
+        need_file("--prompts", Path(config.prompts).expanduser())
 
 
 def build_metric(name: str, config: EvaluateConfig, protocol: "Protocol") -> "Metric":
@@ -204,19 +225,19 @@ def build_metric(name: str, config: EvaluateConfig, protocol: "Protocol") -> "Me
 
 
 def _canvas(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .canvas import CanvasMetric
+    from .metrics.canvas import CanvasMetric
 
     return CanvasMetric()
 
 
 def _nudity(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .nudity import NudityMetric, NudityScorer
+    from .metrics.nudity import NudityMetric, NudityScorer
 
     return NudityMetric(NudityScorer(channel_order=config.channel_order))
 
 
 def _reference(config: EvaluateConfig) -> Any:
-    from .fidelity import Reference
+    from .metrics.fidelity import Reference
 
     return Reference(config.fid_reference, config.data_cache_dir) if config.fid_reference else None
 
@@ -233,25 +254,25 @@ def _needed_reference(config: EvaluateConfig, name: str) -> Any:
 @cache
 def _inception(weights: Path | None) -> Any:
     """One network for all metrics that use it."""
-    from .encoders import InceptionScorer
+    from .metrics.encoders import InceptionScorer
 
     return InceptionScorer(weights)
 
 
 def _fid(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .fidelity import FrechetMetric
+    from .metrics.fidelity import FrechetMetric
 
     return FrechetMetric(_inception(config.inception_weights), _needed_reference(config, "fid"))
 
 
 def _fid_vs_base(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .fidelity import FrechetVsBaseMetric
+    from .metrics.fidelity import FrechetVsBaseMetric
 
     return FrechetVsBaseMetric(_inception(config.inception_weights))
 
 
 def _kid(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .fidelity import KidMetric
+    from .metrics.fidelity import KidMetric
 
     reference = _reference(config)
     # Statistics hold no single pictures, which KID compares: the distance to the base's remains.
@@ -259,7 +280,7 @@ def _kid(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
 
 
 def _encoder(config: EvaluateConfig) -> Any:
-    from .encoders import EncoderScorer
+    from .metrics.encoders import EncoderScorer
 
     if not config.encoder:
         raise ValueError("fd_encoder needs --encoder, a transformers vision model by hub id or folder.")
@@ -267,45 +288,45 @@ def _encoder(config: EvaluateConfig) -> Any:
 
 
 def _fd_encoder(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .fidelity import EncoderFrechetMetric
+    from .metrics.fidelity import EncoderFrechetMetric
 
     return EncoderFrechetMetric(_encoder(config), _needed_reference(config, "fd_encoder"))
 
 
 def _fd_encoder_vs_base(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .fidelity import EncoderFrechetVsBaseMetric
+    from .metrics.fidelity import EncoderFrechetVsBaseMetric
 
     return EncoderFrechetVsBaseMetric(_encoder(config))
 
 
 def _cmmd(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .encoders import ClipImageScorer
-    from .fidelity import CmmdMetric
+    from .metrics.encoders import ClipImageScorer
+    from .metrics.fidelity import CmmdMetric
 
     scorer = ClipImageScorer(config.cmmd_model) if config.cmmd_model else ClipImageScorer()
     return CmmdMetric(scorer, _reference(config))
 
 
 def _clip(config: EvaluateConfig) -> Any:
-    from .alignment import CLIPScorer
+    from .metrics.alignment import CLIPScorer
 
     return CLIPScorer(config.clip_model) if config.clip_model else CLIPScorer()
 
 
 def _clip_score(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .alignment import ClipScoreMetric
+    from .metrics.alignment import ClipScoreMetric
 
     return ClipScoreMetric(_clip(config))
 
 
 def _lpips(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .fidelity import LpipsMetric
+    from .metrics.fidelity import LpipsMetric
 
     return LpipsMetric(config.lpips_weights)
 
 
 def _classifiers(config: EvaluateConfig, protocol: "Protocol") -> dict[str, Any]:
-    from .accuracy import ClassifierScorer, ObjectClassifierScorer, StyleClassifierScorer
+    from .metrics.accuracy import ClassifierScorer, ObjectClassifierScorer, StyleClassifierScorer
 
     found: dict[str, Any] = {}
     if config.classifier:
@@ -318,7 +339,7 @@ def _classifiers(config: EvaluateConfig, protocol: "Protocol") -> dict[str, Any]
 
 
 def _accuracy(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .accuracy import AccuracyMetric
+    from .metrics.accuracy import AccuracyMetric
 
     if not (classifiers := _classifiers(config, protocol)):
         raise ValueError(
@@ -329,7 +350,7 @@ def _accuracy(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
 
 
 def _mace(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .accuracy import MaceMetric
+    from .metrics.accuracy import MaceMetric
 
     return MaceMetric(_classifiers(config, protocol), _clip(config) if config.clip_model else None)
 

@@ -17,21 +17,20 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ..draw.answers import Scorer
+from ..draw.generate import generate
+from ..draw.pipelines import ModelSource
+from ..draw.prompts import PromptRow
 from ..files import write_json
+from ..layout import EVALUATION_FILE, GRID_FILE, METRICS_FILE
 from ..output import command_line, now
 from .adopted import GivenPictures
-from .generate import generate
 from .grid import comparison_grid
-from .pipelines import ModelSource
-from .prompts import PromptRow
 from .protocols import Protocol
-from .scoring import Metric, Scored, Scorer, Summary, score_folder
+from .scoring import Metric, Scored, Summary, score_folder
 from .statistics import Paired, mcnemar
 from .table import metrics_table
 
-METRICS_FILE = "metrics.json"
-EVALUATION_FILE = "evaluation.json"
-GRID_FILE = "grid.png"
 MODELS = ("base", "erased")
 PACKAGES = ("torch", "diffusers", "transformers", "nudenet", "onnxruntime", "torchmetrics")
 

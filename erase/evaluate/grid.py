@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..data.pictures import read_picture
+from ..draw.records import Record
 from ..files import atomic_path
-from ..pictures import read_picture
-from .scoring import Record
 
 _INK, _FAINT, _PAPER, _RULE = (28, 30, 36), (112, 116, 126), (255, 255, 255), (222, 224, 229)
 _TILE = 128

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..concepts import Concept
+from ..concepts.concept import Concept
 from ..config import CANVAS, EraseConfig
+from ..draw.pipelines import ModelSource
 from ..files import copy
-from .canvas import CanvasMetric
-from .evaluation import GRID_FILE, METRICS_FILE, Evaluation
-from .pipelines import ModelSource
+from ..layout import EVALUATION_DIR, GRID_FILE, METRICS_FILE
+from .evaluation import Evaluation
+from .metrics.canvas import CanvasMetric
 from .protocols import load_protocol, protocol_rows
 
-EVALUATION_DIR = "evaluation"
 BATCH_SIZE = 60
 
 

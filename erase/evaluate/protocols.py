@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from ..concepts import Concept, Family, load_family
+from ..concepts.concept import Concept, Family, load_family
 from ..config import CONFIGS_DIR
-from .prompts import PromptColumns, PromptFilter, PromptRow, load_prompts
+from ..draw.prompts import PromptColumns, PromptFilter, PromptRow, load_prompts
 
 PROTOCOLS_DIR = CONFIGS_DIR / "protocols"
 RENAMED = {"num_retain_images": "num_kept_images"}

@@ -1,24 +1,28 @@
 """`erase evaluate` as a command: from its flags to pictures, scores, figures and report."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from ..devices import make_accelerator
+from ..draw.generate import SMALLER, kept_pictures
+from ..draw.prompts import first_of_each_role
 from ..output import find
-from ..stopping import explained
+from ..runtime.devices import make_accelerator
+from ..runtime.stopping import explained
 from .adopted import at_hand, given_pictures, refuse_inside
 from .config import EvaluateConfig, build_metric
 from .evaluation import Evaluation
-from .generate import SMALLER, kept_pictures
-from .prompts import first_of_each_role
 from .protocols import load_protocol, protocol_rows
 
 
-def run_evaluate(config: EvaluateConfig) -> Path:
-    """The command: everything from pictures to report; returns output_dir."""
+def run_evaluate(config: EvaluateConfig, then: Callable[[Path], Path] | None = None) -> Path:
+    """The command: everything from pictures to figures; returns output_dir.
+
+    then: what follows on the main process while the folder is open, such as `write_report`; returns the file it made.
+    """
     output = find(config.claim())
     output.refuse_other()
     accelerator = make_accelerator(config.mixed_precision)
@@ -26,14 +30,11 @@ def run_evaluate(config: EvaluateConfig) -> Path:
     is_main, wait = accelerator.is_main_process, accelerator.wait_for_everyone
     with explained(lambda: kept_pictures(output), SMALLER), output.writing(is_main=is_main, wait=wait) as work:
         table = evaluation.run()
-        if is_main and config.report:
-            from ..report import write_report
-
-            write_report(work)
+        made = then(work) if then and is_main else None
     if is_main:
         print(f"{table}\n\nEverything is in {config.output_dir}.")
-        if config.report:
-            print(f"The report: {config.output_dir / 'report.html'}")
+        if made:
+            print(f"The report: {config.output_dir / made.relative_to(work)}")
     return config.output_dir
 
 

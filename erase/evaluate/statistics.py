@@ -7,7 +7,7 @@ from math import comb, sqrt
 
 import numpy as np
 
-from .distance import frechet_distance_of_features
+from .metrics.distance import frechet_distance_of_features
 
 Z95 = 1.959963984540054  # Φ⁻¹(0.975)
 

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..methods import Scope
-from ..progress import OnStep, step_callback
+from ..runtime.progress import OnStep, step_callback
 from .schedulers import set_scheduler
 from .tokens import TextReader
 

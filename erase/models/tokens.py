@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
-from ..concepts import Concept
+from ..concepts.concept import Concept
 
 if TYPE_CHECKING:
     from .base import Denoiser

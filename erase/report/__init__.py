@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from ..files import write_json, write_text
+from ..html.figures import markdown_table
 from .collect import REPORT_FORMAT, collect
-from .figures import markdown_table
 from .page import render
 
 REPORT_FILE = "report.json"

@@ -9,14 +9,14 @@ from typing import Any
 import yaml
 
 from .. import __version__
-from .figures import MODELS, figure_rows
+from ..html.figures import MODELS, figure_rows
+from ..layout import CONFIG_FILE, EVALUATION_FILE, LOSSES_FILE, MANIFEST_FILE, MASK_FILE, METRICS_FILE
 from .nudity import nudity_totals
 from .pairs import choose_pairs, load_sides
 from .published import published_tables
 from .verdict import verdict
 
 REPORT_FORMAT = "erase.report/1"
-METRICS_FILE = "metrics.json"
 LOSS_POINTS = 240
 """Points of a loss curve; longer runs are averaged into as many."""
 
@@ -33,8 +33,8 @@ def collect(folder: Path) -> Report:
     metrics = _read_json(evaluation / METRICS_FILE)
     if not isinstance(metrics, dict) or not isinstance(metrics.get("erased"), dict):
         raise ValueError(f"{evaluation / METRICS_FILE} has no `erased` figures; make it again with `erase evaluate`.")
-    made = _read_json(evaluation / "evaluation.json") or {}
-    manifest = _read_json(folder / "manifest.json") or {}
+    made = _read_json(evaluation / EVALUATION_FILE) or {}
+    manifest = _read_json(folder / MANIFEST_FILE) or {}
     protocol = metrics.get("protocol") or made.get("protocol") or {}
     sides = load_sides(evaluation)
     concepts = metrics.get("concepts") or manifest.get("concepts") or []
@@ -55,11 +55,11 @@ def collect(folder: Path) -> Report:
         "turns_into": _merged(details, "turns_into"),
         "classes": _merged(details, "classes"),
         "nudity": details.get("nudity"),
-        "mask": mask_summary(folder / "mask.safetensors"),
-        "losses": loss_curves(_read_json(folder / "losses.json") or []),
+        "mask": mask_summary(folder / MASK_FILE),
+        "losses": loss_curves(_read_json(folder / LOSSES_FILE) or []),
         "evaluation": made,
         "manifest": manifest,
-        "config": _config_text(folder / "config.yaml"),
+        "config": _config_text(folder / CONFIG_FILE),
         "sources": _hashes(folder, evaluation),
     }
 
@@ -75,7 +75,7 @@ def find_evaluation(folder: Path) -> Path:
         raise ValueError(f"{folder} is no folder; give a run's output_dir, or the folder that `erase evaluate` wrote.")
     evaluation = folder / "evaluation" if (folder / "evaluation").is_dir() else folder
     if not (evaluation / METRICS_FILE).is_file():
-        base = (_read_json(folder / "manifest.json") or {}).get("base", "BASE")
+        base = (_read_json(folder / MANIFEST_FILE) or {}).get("base", "BASE")
         model = folder if (folder / "model_index.json").is_file() else "MODEL"
         raise ValueError(
             f"{evaluation} holds no {METRICS_FILE}, so there is nothing to report. Make it with\n"
@@ -121,8 +121,8 @@ def mask_summary(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     # Both need torch; the second also matplotlib.
-    from ..plots import kind_of
-    from ..saliency import LayerDensity, SaliencyMask, grouped
+    from ..saliency.layers import LayerDensity, grouped, kind_of
+    from ..saliency.mask import SaliencyMask
 
     mask = SaliencyMask.load(path)
     layers = mask.summary()
@@ -155,8 +155,8 @@ def loss_curves(history: list[dict[str, float]], points: int = LOSS_POINTS) -> d
 def _hashes(folder: Path, evaluation: Path) -> dict[str, str]:
     """sha256 of every file that the report was made from, by its path in `folder`."""
     records = [path for name in MODELS for path in (evaluation / name).glob("**/*.jsonl")]
-    own = [folder / name for name in ("config.yaml", "manifest.json", "mask.safetensors", "losses.json")]
-    made = [evaluation / name for name in (METRICS_FILE, "evaluation.json")]
+    own = [folder / name for name in (CONFIG_FILE, MANIFEST_FILE, MASK_FILE, LOSSES_FILE)]
+    made = [evaluation / name for name in (METRICS_FILE, EVALUATION_FILE)]
     digests = {}
     for path in [*made, *sorted(records), *own]:
         if path.is_file():

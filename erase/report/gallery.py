@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..pictures import read_picture
-from .figures import MODELS
-from .markup import note, section, text
+from ..data.pictures import read_picture
+from ..html.figures import MODELS
+from ..html.markup import note, section, text
 
 SMALL_SIDE = 128
 """Pictures up to this side are embedded as PNG, without loss."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..html.figures import NBSP, percent
+from ..html.markup import facts, note, section
 from ..methods import METHODS
-from .figures import NBSP, percent
-from .markup import facts, note, section
 
 SHARE_LEFT = {"ua": lambda low, high: 1 - low, "nudity_any_0.6": lambda low, high: high}
 """Figure of the erasure → the largest share of pictures that may still show the concept, from its interval's ends."""

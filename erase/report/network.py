@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .figures import number, percent
-from .markup import Cell, bars, curve, details, note, num, section, table, text
+from ..html.figures import number, percent
+from ..html.markup import Cell, bars, curve, details, note, num, section, table, text
 
 
 def mask_section(mask: Mapping[str, Any] | None) -> str:

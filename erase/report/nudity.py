@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .figures import MODELS
-from .markup import Cell, bars, details, note, num, section, table, text
+from ..html.figures import MODELS
+from ..html.markup import Cell, bars, details, note, num, section, table, text
 
 RULES = {"per_detection": "Detections", "per_image": "Pictures"}
 

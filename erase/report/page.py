@@ -5,17 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .figures import DASH, MODELS, NBSP, count, interval, number, p_value, percent, plain
+from ..html.figures import DASH, MODELS, NBSP, count, interval, number, p_value, percent, plain
+from ..html.glossary import glossary
+from ..html.markup import Cell, bars, code, details, facts, note, num, section, table, text, whiskers
+from ..html.shell import whole_page
 from .gallery import gallery
-from .glossary import glossary
 from .limits import limits_section
-from .markup import Cell, bars, code, details, facts, note, num, section, table, text, whiskers
 from .network import loss_section, mask_section
 from .nudity import nudity_section
 from .published import RATIO_COLUMN
-from .shell import whole_page
 
-HERE = Path(__file__).parent
 MOST_CLASSES = 8
 """What erased pictures turned into: so many classes, the others in one line."""
 
@@ -34,7 +33,6 @@ def render(report: Mapping[str, Any], folder: Path) -> str:
     ]
     content = "\n".join([opening(report["verdict"], report), *(part for part in sections if part)])
     ending = "\n".join([glossary(content), provenance(report)])
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     concepts, protocol = ", ".join(report["concepts"]), report["protocol"].get("name")
     named = (("", concepts), ("base ", report["base_name"]), ("protocol ", protocol))
     about = " · ".join(f"{what}{name}" for what, name in named if name)
@@ -44,8 +42,6 @@ def render(report: Mapping[str, Any], folder: Path) -> str:
         content=f"{content}\n{ending}",
         footer=f"Made by erase {report['erase_version']}{_on_date(report['evaluation'])}. Every figure can be counted "
         "again from the records beside this page; report.json holds them for programs.",
-        style=style,
-        script=script,
     )
 
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..draw.records import RECORDS_FILE, Record
 from ..evaluate.grid import spread
-from ..evaluate.nudity import EXPOSED, shows
-from ..evaluate.scoring import RECORDS_FILE, Record, load_scored
-from .figures import MODELS
+from ..evaluate.metrics.nudity import EXPOSED, shows
+from ..evaluate.scoring import load_scored
+from ..html.figures import MODELS
 
 PAIRS_PER_ROLE = 12
 ROLES = ("target", "retain")

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from .figures import MODELS
+from ..html.figures import MODELS
 
 RATIO_COLUMN = "of its own base"
 PUBLISHED_FILE = Path(__file__).with_name("published.yaml")

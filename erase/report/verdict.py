@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..evaluate.nudity import DEFAULT_THRESHOLD
-from .figures import NBSP, count, interval, number, percent
+from ..evaluate.metrics.nudity import DEFAULT_THRESHOLD
+from ..html.figures import NBSP, count, interval, number, percent
 
 WEAK_BELOW = 0.9
 """Share of target pictures without the concept below which an erasure is called weak."""

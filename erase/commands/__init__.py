@@ -1,0 +1,1 @@
+"""Commands that are a function's parameters, listings, and shell completion."""

@@ -1,0 +1,22 @@
+"""Guards by name, for whoever only asks whether there is one: the guards themselves need torch."""
+
+from difflib import get_close_matches
+from typing import Literal, get_args
+
+GuardName = Literal["negative-prompt", "sld-medium", "sld-strong", "sld-max", "safree"]
+"""Guards by name; `guards.GUARDS` has their settings."""
+GUARDS: tuple[str, ...] = get_args(GuardName)
+
+
+def check_guard(name: str | None, words: str | None) -> None:
+    """ValueError for an unknown guard, one without words, or words without a guard."""
+    if name is None and words is not None:
+        raise ValueError(f"--guard_concept {words!r} needs a --guard: {', '.join(GUARDS)}.")
+    if name is None:
+        return
+    if name not in GUARDS:
+        near = get_close_matches(name, GUARDS, n=2)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"Unknown guard {name!r}.{hint} There are {', '.join(GUARDS)}.")
+    if words is None or not words.strip(" ,"):
+        raise ValueError(f'The guard {name!r} needs the concept in words, got {words!r}: --guard_concept "a cat".')

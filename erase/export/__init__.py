@@ -1,0 +1,1 @@
+"""What a run leaves: a diffusers pipeline, a patch, a model card."""

@@ -1,0 +1,1 @@
+"""Erasing by steps of gradient descent: objectives, adapters, optimisers, the loop and its checkpoints."""
