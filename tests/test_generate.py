@@ -263,7 +263,7 @@ sys.path[:0] = [{tests!r}]
 os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from accelerate import Accelerator
-import erase.files, erase.draw.picture_folder as pictures, erase.evaluate.scoring as scoring
+import erase.files, erase.draw.answers as scoring, erase.draw.picture_folder as pictures
 from erase.draw.generate import generate
 from erase.draw.pipelines import ModelSource, open_pipeline
 from test_generate import Mean, prompt_rows
