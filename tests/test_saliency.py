@@ -250,24 +250,37 @@ def test_unclear_requests_are_refused() -> None:
 def test_random_mask_has_the_same_count_and_scope(density: float) -> None:
     scores = {"in.a": torch.rand(50, 30), "out": torch.rand(500), "in.b": torch.rand(7)}
     like = SaliencyMask.from_scores(scores, density=density, scope=lambda name: name.startswith("in"))
-    mask = SaliencyMask.random(like, seed=3)
+    mask = like.shuffled(seed=3)
     assert mask.count == like.count and not mask.tensors["out"].any()
-    again, other = SaliencyMask.random(like, seed=3), SaliencyMask.random(like, seed=4)
+    again, other = like.shuffled(seed=3), like.shuffled(seed=4)
     assert torch.equal(mask.tensors["in.a"], again.tensors["in.a"])
     assert density == 1 or not torch.equal(mask.tensors["in.a"], other.tensors["in.a"])
 
 
 def test_random_mask_in_a_scope_of_its_own() -> None:
     like = mask_of(density=0.05)
-    mask = SaliencyMask.random(like, seed=3, scope=lambda name: name == "4.weight")
+    mask = like.shuffled(seed=3, scope=lambda name: name == "4.weight")
     assert int(mask.tensors["4.weight"].sum()) == mask.count == like.count and mask.scope == {"4.weight"}
     with pytest.raises(ValueError, match="random weights among the 3 in scope"):
-        SaliencyMask.random(like, seed=3, scope=lambda name: name == "0.bias")
+        like.shuffled(seed=3, scope=lambda name: name == "0.bias")
+
+
+def test_a_random_mask_of_a_module_needs_no_scores() -> None:
+    module = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    zeros = {name: torch.zeros(p.shape) for name, p in module.named_parameters()}
+    for scope in (None, lambda name: name.endswith("weight")):
+        mask = SaliencyMask.random(module, density=0.25, seed=3, scope=scope, metadata={"concept": "cat"})
+        like = SaliencyMask.from_scores(zeros, density=0.25, scope=scope, metadata={"concept": "cat"})
+        same = like.shuffled(seed=3)
+        assert mask.metadata == same.metadata and mask.scope == like.scope
+        assert all(torch.equal(mask.tensors[name], same.tensors[name]) for name in zeros)
+    with pytest.raises(ValueError, match=r"share in \(0, 1\]"):
+        SaliencyMask.random(module, density=50, seed=0)
 
 
 def test_random_masks_are_uniform() -> None:
     like = SaliencyMask({"a": torch.tensor([True, True, True, False]), "b": torch.zeros(6, dtype=torch.bool)})
-    draws = [torch.cat(list(SaliencyMask.random(like, seed).tensors.values())).float() for seed in range(2000)]
+    draws = [torch.cat(list(like.shuffled(seed).tensors.values())).float() for seed in range(2000)]
     share = torch.stack(draws).mean(0)
     assert torch.all((share - 0.3).abs() < 0.05)  # 5 standard deviations of a mean of 2000
 
@@ -351,7 +364,7 @@ def test_the_share_of_the_score_that_a_mask_holds() -> None:
     assert mask.table().endswith("The salient weights hold 70.0 % of the score.")
     zeros = {name: torch.zeros_like(score) for name, score in scores.items()}
     whole = [SaliencyMask.from_scores(kind, density=density) for kind, density in ((zeros, 0.5), (scores, 1.0))]
-    for other in (SaliencyMask.random(mask, seed=0), mask | mask, *whole):
+    for other in (mask.shuffled(seed=0), mask | mask, *whole):
         assert "score_share" not in other.metadata
 
 

@@ -219,8 +219,7 @@ def make_mask(job: Job) -> SaliencyMask | None:
         # Only where something is frozen: what two masks disagree on, such as the score, leaves the metadata.
         return mask & SaliencyMask.full(job.model, scope) if s.frozen_layers else mask
     if s.mask == "random":
-        none = {name: torch.zeros(p.shape) for name, p in job.model.named_parameters()}
-        return SaliencyMask.random(SaliencyMask.from_scores(none, density=s.density, scope=scope), job.seed)
+        return SaliencyMask.random(job.model, density=s.density, seed=job.seed, scope=scope)
     scores = saliency_scores(job.model, _forgetting_losses(job), s.mask_score, names)
     metadata = {"score": s.mask_score, "seed": str(job.seed)}
     return SaliencyMask.from_scores(scores, density=s.density, metadata=metadata).covering(job.model)

@@ -56,7 +56,7 @@ class SaliencyMask:
             )
         within = {name: score for name, score in scores.items() if scope is None or scope(name)}
         if threshold is None:
-            chosen = top_k(within, _count(density or 0.0, within))
+            chosen = top_k(within, _count(density or 0.0, sum(score.numel() for score in within.values())))
         else:
             chosen = {name: (score >= threshold).cpu() for name, score in within.items()}
         if not any(bool(mask.any()) for mask in chosen.values()):
@@ -69,14 +69,35 @@ class SaliencyMask:
         return cls(tensors, {**_scope_entry(set(within), tensors), **how, **share, **(metadata or {})})
 
     @classmethod
-    def random(cls, like: "SaliencyMask", seed: int, scope: Callable[[str], bool] | None = None) -> "SaliencyMask":
-        """As many salient weights as `like`, drawn uniformly from the parameters that it chose from (or `scope`)."""
-        names = {name for name in like.tensors if scope(name)} if scope else like.scope
-        shapes = {name: mask.shape for name, mask in like.tensors.items() if name in names}
-        drawn = _draw(shapes, like.count, seed)
-        tensors = {n: drawn[n] if n in drawn else torch.zeros_like(mask) for n, mask in like.tensors.items()}
-        metadata = {k: v for k, v in like.metadata.items() if k not in ("scope", "threshold", "score_share")}
-        return cls(tensors, {**metadata, **_scope_entry(names, tensors), "score": "random", "seed": str(seed)})
+    def random(
+        cls,
+        module: nn.Module,
+        *,
+        density: float,
+        seed: int,
+        scope: Callable[[str], bool] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> "SaliencyMask":
+        """max(1, round(density · n)) weights, chosen uniformly from the n of the module (or of `scope`)."""
+        shapes = {name: p.shape for name, p in module.named_parameters()}
+        within = {name: shape for name, shape in shapes.items() if scope is None or scope(name)}
+        count = _count(density, sum(shape.numel() for shape in within.values()))
+        about = {"density": str(density), **(metadata or {})}
+        return cls._random(shapes, set(within), count, seed, about)
+
+    def shuffled(self, seed: int, scope: Callable[[str], bool] | None = None) -> "SaliencyMask":
+        """As many salient weights, chosen uniformly from the parameters that this mask chose from (or `scope`)."""
+        names = {name for name in self.tensors if scope(name)} if scope else self.scope
+        about = {k: v for k, v in self.metadata.items() if k not in ("scope", "threshold", "score_share")}
+        return self._random({n: mask.shape for n, mask in self.tensors.items()}, names, self.count, seed, about)
+
+    @classmethod
+    def _random(
+        cls, shapes: Mapping[str, torch.Size], names: set[str], count: int, seed: int, about: Mapping[str, str]
+    ) -> "SaliencyMask":
+        chosen = _draw({name: shape for name, shape in shapes.items() if name in names}, count, seed)
+        tensors = {n: chosen[n] if n in chosen else torch.zeros(shape, dtype=torch.bool) for n, shape in shapes.items()}
+        return cls(tensors, {**about, **_scope_entry(names, tensors), "score": "random", "seed": str(seed)})
 
     @classmethod
     def full(cls, module: nn.Module, scope: Callable[[str], bool] | None = None) -> "SaliencyMask":
@@ -189,11 +210,10 @@ class SaliencyMask:
             mask_figure(self.summary(), about).savefig(temporary, dpi=150)
 
 
-def _count(density: float, scores: Mapping[str, Tensor]) -> int:
+def _count(density: float, n: int) -> int:
     """k = max(1, round(density · n)); ValueError for a density outside (0, 1] or an empty scope."""
     if not 0 < density <= 1:
         raise ValueError(f"A density is a share in (0, 1], got {density}. For half of the weights say 0.5, not 50.")
-    n = sum(score.numel() for score in scores.values())
     if not n:
         raise ValueError(
             "No parameter is in scope, so no weight can be chosen: compare the scope with the module's names."

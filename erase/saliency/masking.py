@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..config import EraseConfig
@@ -28,8 +27,5 @@ def build_mask(
         mask.check(module, metadata["base_sha256"])
         return mask
     if config.mask == "random":
-        shape_of = {name: torch.zeros(p.shape) for name, p in module.named_parameters()}
-        about = {**metadata, "score": "random"}
-        like = SaliencyMask.from_scores(shape_of, density=config.density, scope=scope, metadata=about)
-        return SaliencyMask.random(like, config.seed)
+        return SaliencyMask.random(module, density=config.density, seed=config.seed, scope=scope, metadata=metadata)
     return SaliencyMask.from_scores(scores(), density=config.density, metadata=metadata).covering(module)
