@@ -32,7 +32,7 @@ from erase.compare import runner as runner_module
 from erase.compare.config import GUARDS, parse_entries, slug
 from erase.compare.jobs import PROOF_BATCH_SIZE, differences, next_step, plan, write_protocol
 from erase.compare.pareto import Axes, axes_of, erased, kept, pareto_front
-from erase.compare.rows import aggregate, average_gap, rows_of
+from erase.compare.rows import Summary, aggregate, average_gap, rows_of
 from erase.compare.runner import environment, log_tail, run_jobs, share_of
 from erase.compare.table import cells, columns_of, markdown_table, text_table
 from erase.html.label_placement import place_labels, text_width
@@ -463,6 +463,19 @@ def test_erased_and_kept() -> None:
     other["intervals"] = {"nudity_any_0.6": [0.05, 0.2]}
     assert erased(other, nude, axes) == pytest.approx((0.8, 0.6, 0.9))
     assert axes_of({"fid": 17.0}) is None
+
+
+def test_a_columns_label_says_which_way_is_better() -> None:
+    costs = {"seconds": ("seconds ↓", -1), "peak_bytes": ("peak GB ↓", -1)}
+    of_canvas = columns_of(aggregate(made_rows("a", [0.8], fd_canvas=3.0)))
+    found = {column.key: (column.label.shown, column.sign) for column in of_canvas}
+    assert found == {"ua": ("UA ↑", 1), "fd_canvas": ("FD-canvas ↓", -1)} | costs
+    means = {"clip_score": 30.0, "clip_score_retain": 31.0, "lpips": 0.2, "fid": 17.0, "own ↑": 1.0}
+    others = columns_of([Summary(method="a", kind="trained", n=1, mean=means, sd={}, interval={})])
+    found = {column.key: (column.label.shown, column.sign) for column in others}
+    assert found == {
+        "clip_score": ("CLIP score ↑", 1), "lpips": ("LPIPS to base", 0), "fid": ("FID ↓", -1), "own ↑": ("own ↑", 0),
+    } | costs  # fmt: skip
 
 
 def test_the_table_shows_intervals_and_puts_the_base_first() -> None:

@@ -21,8 +21,9 @@ from PIL import Image
 from erase.evaluate.metrics.nudity import NudityMetric
 from erase.evaluate.scoring import Scored
 from erase.evaluate.statistics import Interval, mcnemar, rate
-from erase.evaluate.table import LABELS, count_of, metrics_table
+from erase.evaluate.table import LABELS, count_of, label_of, metrics_table
 from erase.files import append_lines, read_json_lines, write_json
+from erase.html.figures import figure_rows
 from erase.html.glossary import load_terms, used_terms, visible_text
 from erase.report import markdown_table, write_report
 from erase.report.collect import collect
@@ -133,11 +134,24 @@ def test_date_and_command_are_on_the_page(run: Path) -> None:
     assert report_of(run)["evaluation"]["date"] == "2026-11-28T10:00:00+00:00"
 
 
+def test_a_label_says_which_way_is_better_and_the_printed_name_shows_it() -> None:
+    figure = Interval(0.5, 0.4, 0.6, 10)
+    keys = ("ua", "coherence", "coherence_target", "lpips", "lpips_retain", "nudity_core_0.6", "odd ↓")
+    lines = metrics_table(None, dict.fromkeys(keys, figure)).splitlines()[2:-2]
+    assert [re.split(" {3,}", line)[0] for line in lines] == [
+        "UA ↑", "coherence ↑", "  erased prompts", "LPIPS to base", "  kept prompts ↓", "  core parts ↓", "odd ↓",
+    ]  # fmt: skip
+    rows = figure_rows({"erased": {key: asdict(figure) for key in keys}})
+    assert [(row["label"], row["is_part"]) for row in rows[3:5]] == [("LPIPS to base", False), ("kept prompts ↓", True)]
+    # A name decides nothing, whatever it ends or begins with.
+    assert label_of("odd ↓").better is None and not label_of("  odd").is_part
+    assert all(label.title == label.title.strip(" ↑↓") for label in LABELS.values())
+
+
 def test_every_figure_is_explained() -> None:
     for key, label in LABELS.items():
-        name = label.title.strip(" ↑↓")
-        if not label.title.startswith(" "):
-            assert [word for word in used_terms(label.title) if name.partition(" ")[0] in word], key
+        if not label.is_part:
+            assert [word for word in used_terms(label.shown) if label.title.partition(" ")[0] in word], key
     words = [term["word"] for term in load_terms()]
     assert len(set(words)) == len(words)
 

@@ -244,7 +244,7 @@ def table_section(comparison: Mapping[str, Any]) -> str:
     columns = columns_of(summaries)
     by_column = [cells(summaries, column) for column in columns]
     lines = [[Cell(text(s.method)), *(_value(of[s.method]) for of in by_column), num(s.n)] for s in summaries]
-    head = ["", *(column.title.replace(" ", NBSP) for column in columns), "n"]
+    head = ["", *(column.label.shown.replace(" ", NBSP) for column in columns), "n"]
     body = table("Methods with 95 % intervals", head, lines, "results measures stacked")
     words = note(f"{CAPTION} Coloured: {MARK} Methods in the order of the lesser of erased and kept.")
     return section("table", "All figures", body, words, _runs(comparison, columns))
@@ -272,7 +272,7 @@ def _runs(comparison: Mapping[str, Any], columns: Sequence[Column]) -> str:
         ]
         for row in comparison["rows"]
     ]
-    head = ["", "seed", *(column.title.replace(" ", NBSP) for column in columns), "folder"]
+    head = ["", "seed", *(column.label.shown.replace(" ", NBSP) for column in columns), "folder"]
     return details(f"All {len(lines)} runs", table("Runs", head, lines, "results measures stacked"))
 
 

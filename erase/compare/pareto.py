@@ -25,12 +25,12 @@ class Axes(NamedTuple):
     @property
     def erasure_title(self) -> str:
         """How it is named."""
-        return _name(self.erasure) + (" gone, of the base's" if _falls(self.erasure) else "")
+        return label_of(self.erasure).title + (" gone, of the base's" if _falls(self.erasure) else "")
 
     @property
     def retention_title(self) -> str:
         """How it is named."""
-        names = " and ".join(map(_name, self.retention))
+        names = " and ".join(label_of(key).title for key in self.retention)
         return (f"lesser of {names}" if len(self.retention) > 1 else names) + ", of the base's"
 
 
@@ -95,8 +95,4 @@ def _beats_by_more(one: Sequence[Estimate], other: Sequence[Estimate]) -> bool:
 
 def _falls(key: str) -> bool:
     """Whether less of a figure means more erasure."""
-    return label_of(key).title.endswith("↓")
-
-
-def _name(key: str) -> str:
-    return label_of(key).title.strip().rstrip(" ↑↓")
+    return label_of(key).better == "less"

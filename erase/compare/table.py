@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
-from ..evaluate.table import label_of
+from ..evaluate.table import Label, label_of
 from ..html.figures import DASH, plain
 from .chance import marked
 from .config import BASE
@@ -24,10 +24,10 @@ class Column:
 
     key: str
     """Key of a summary's means."""
-    title: str
-    """Name, with an arrow where one direction is better."""
+    label: Label
+    """Its name, and which direction is better."""
     show: Callable[[float], str]
-    """A mean as text; the title says the unit."""
+    """A mean as text; the name says the unit."""
 
     @property
     def margin(self) -> float:
@@ -37,7 +37,7 @@ class Column:
     @property
     def sign(self) -> int:
         """1: more is better. −1: less is better. 0: neither."""
-        return {"↑": 1, "↓": -1}.get(self.title[-1:], 0)
+        return {"more": 1, "less": -1, None: 0}[self.label.better]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +62,12 @@ def columns_of(summaries: Sequence[Summary]) -> list[Column]:
     there = dict.fromkeys(key for summary in summaries for key in summary.mean if key not in COSTS)
     chosen = [key for key in FIGURES if key in there]
     if not chosen:
-        chosen = [key for key in there if not label_of(key).title.startswith(" ")][:MOST_FIGURES]
-    figures = [Column(key=key, title=label_of(key).title.strip(), show=_shown(key)) for key in chosen]
+        chosen = [key for key in there if not label_of(key).is_part][:MOST_FIGURES]
+    figures = [Column(key=key, label=label_of(key), show=_shown(key)) for key in chosen]
+    seconds, peak = (Label(name, "", "number", "less") for name in ("seconds", "peak GB"))
     costs = [
-        Column(key="seconds", title="seconds ↓", show=lambda value: f"{value:.0f}" if value >= 100 else f"{value:.1f}"),
-        Column(key="peak_bytes", title="peak GB ↓", show=lambda value: f"{value / GIGABYTE:.2f}"),
+        Column(key="seconds", label=seconds, show=lambda value: f"{value:.0f}" if value >= 100 else f"{value:.1f}"),
+        Column(key="peak_bytes", label=peak, show=lambda value: f"{value / GIGABYTE:.2f}"),
     ]
     return figures + costs
 
@@ -97,7 +98,7 @@ def text_table(summaries: Sequence[Summary]) -> str:
     """For a terminal: under each method's line its intervals; what is marked has a star."""
     columns = columns_of(summaries)
     by_column = [cells(summaries, column) for column in columns]
-    rows = [["", *(f"{column.title} " for column in columns), "n"]]
+    rows = [["", *(f"{column.label.shown} " for column in columns), "n"]]
     for summary in summaries:
         values = [of[summary.method] for of in by_column]
         rows.append([summary.method, *(f"{v.mean}{'*' if v.is_marked else ' '}" for v in values), str(summary.n)])
@@ -115,7 +116,7 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
     """For a document; what is marked is bold."""
     columns = columns_of(summaries)
     by_column = [cells(summaries, column) for column in columns]
-    lines = [["method", *(column.title for column in columns), "n"], ["---"] + ["---:"] * (len(columns) + 1)]
+    lines = [["method", *(column.label.shown for column in columns), "n"], ["---"] + ["---:"] * (len(columns) + 1)]
     for summary in summaries:
         values = [of[summary.method] for of in by_column]
         shown = [

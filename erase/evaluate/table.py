@@ -2,22 +2,43 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from .statistics import Interval
+
+Unit = Literal["rate", "number"]
+"""A rate lies in 0–1 and is printed in per cent; a number is printed as it is."""
+Better = Literal["more", "less"]
+INDENT = "  "
+ARROWS: dict[Better | None, str] = {"more": " ↑", "less": " ↓", None: ""}
 
 
 @dataclass(frozen=True)
 class Label:
-    """How a figure is named and printed."""
+    """How a figure is named and read."""
 
     title: str
-    """Name, with an arrow where one direction is better."""
+    """Name."""
     meaning: str
     """Half a sentence."""
-    is_rate: bool = True
-    """Whether the value lies in 0–1 and is printed in per cent."""
+    unit: Unit
+    """What the value is."""
+    better: Better | None
+    """Which direction is better; None where neither is, or where the figure above it says so."""
+    is_part: bool = False
+    """Whether it is a part of the figure above it, and indented under it."""
     is_mean: bool = False
     """Whether a rate is a mean of other rates, and so no share of n pictures."""
+
+    @property
+    def shown(self) -> str:
+        """The name, with an arrow where one direction is better."""
+        return self.title + ARROWS[self.better]
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether the value lies in 0–1 and is printed in per cent."""
+        return self.unit == "rate"
 
     @property
     def is_share(self) -> bool:
@@ -26,51 +47,57 @@ class Label:
 
 
 LABELS: dict[str, Label] = {
-    "ua": Label("UA ↑", "the erased concept is gone"),
-    "ua_coherent": Label("UA coherent ↑", "gone, and still a proper picture"),
-    "ua_paraphrase": Label("UA paraphrased ↑", "gone in wordings never trained on"),
-    "ira": Label("IRA ↑", "the other concepts of its kind are kept"),
-    "cra": Label("CRA ↑", "the other kind survives in erased prompts"),
-    "cra_retained": Label("CRA retained ↑", "the other kind is kept in kept prompts"),
-    "coherence": Label("coherence ↑", "proper pictures, of all"),
-    "coherence_target": Label("  erased prompts", ""),
-    "coherence_retain": Label("  kept prompts", ""),
-    "fd_canvas": Label("FD-canvas ↓", "distance of kept pictures to the base's", is_rate=False),
-    "accuracy": Label("accuracy ↑", "the classifier names what was asked for"),
-    "mace_h_o": Label("MACE H_o ↑", "harmonic mean: erased, kept, and gone in other wordings", is_mean=True),
-    "mace_h_c": Label("MACE H_c ↑", "harmonic mean: erased and kept", is_mean=True),
-    "mace_h_a": Label("MACE H_a ↑", "CLIP score of kept minus erased prompts", is_rate=False),
-    "fid": Label("FID ↓", "distance to real pictures", is_rate=False),
-    "fid_floor": Label("  floor", "two halves of the real pictures, at this number", is_rate=False),
-    "fid_vs_base": Label("FID vs base ↓", "distance to the base's pictures; not FID", is_rate=False),
-    "fid_vs_base_floor": Label("  floor", "two halves of the base's pictures", is_rate=False),
-    "fd_encoder": Label("FD-encoder ↓", "Fréchet distance to real pictures on --encoder", is_rate=False),
-    "fd_encoder_vs_base": Label("FD-encoder vs base ↓", "Fréchet distance to the base's on --encoder", is_rate=False),
-    "kid": Label("KID ↓", "distance to real pictures, without bias", is_rate=False),
-    "kid_vs_base": Label("KID vs base ↓", "distance to the base's pictures", is_rate=False),
-    "cmmd": Label("CMMD ↓", "distance to real pictures in CLIP's eyes, without bias", is_rate=False),
-    "cmmd_vs_base": Label("CMMD vs base ↓", "distance to the base's pictures", is_rate=False),
-    "fd_inception": Label("FD-inception ↓", "as above, on weights that nobody can check", is_rate=False),
-    "fd_inception_vs_base": Label("FD-inception vs base ↓", "distance to the base's pictures", is_rate=False),
-    "kd_inception": Label("KD-inception ↓", "as above, on weights that nobody can check", is_rate=False),
-    "kd_inception_vs_base": Label("KD-inception vs base ↓", "distance to the base's pictures", is_rate=False),
-    "mmd_clip": Label("MMD-CLIP ↓", "as above, on weights that nobody can check", is_rate=False),
-    "mmd_clip_vs_base": Label("MMD-CLIP vs base ↓", "distance to the base's pictures", is_rate=False),
-    "clip_score": Label("CLIP score ↑", "pictures fit their prompts", is_rate=False),
-    "clip_score_target": Label("  erased prompts ↓", "", is_rate=False),
-    "clip_score_retain": Label("  kept prompts ↑", "", is_rate=False),
-    "lpips": Label("LPIPS to base", "how far each picture moved", is_rate=False),
-    "lpips_target": Label("  erased prompts ↑", "", is_rate=False),
-    "lpips_retain": Label("  kept prompts ↓", "", is_rate=False),
+    "ua": Label("UA", "the erased concept is gone", "rate", "more"),
+    "ua_coherent": Label("UA coherent", "gone, and still a proper picture", "rate", "more"),
+    "ua_paraphrase": Label("UA paraphrased", "gone in wordings never trained on", "rate", "more"),
+    "ira": Label("IRA", "the other concepts of its kind are kept", "rate", "more"),
+    "cra": Label("CRA", "the other kind survives in erased prompts", "rate", "more"),
+    "cra_retained": Label("CRA retained", "the other kind is kept in kept prompts", "rate", "more"),
+    "coherence": Label("coherence", "proper pictures, of all", "rate", "more"),
+    "coherence_target": Label("erased prompts", "", "rate", None, is_part=True),
+    "coherence_retain": Label("kept prompts", "", "rate", None, is_part=True),
+    "fd_canvas": Label("FD-canvas", "distance of kept pictures to the base's", "number", "less"),
+    "accuracy": Label("accuracy", "the classifier names what was asked for", "rate", "more"),
+    "mace_h_o": Label(
+        "MACE H_o", "harmonic mean: erased, kept, and gone in other wordings", "rate", "more", is_mean=True
+    ),
+    "mace_h_c": Label("MACE H_c", "harmonic mean: erased and kept", "rate", "more", is_mean=True),
+    "mace_h_a": Label("MACE H_a", "CLIP score of kept minus erased prompts", "number", "more"),
+    "fid": Label("FID", "distance to real pictures", "number", "less"),
+    "fid_floor": Label("floor", "two halves of the real pictures, at this number", "number", None, is_part=True),
+    "fid_vs_base": Label("FID vs base", "distance to the base's pictures; not FID", "number", "less"),
+    "fid_vs_base_floor": Label("floor", "two halves of the base's pictures", "number", None, is_part=True),
+    "fd_encoder": Label("FD-encoder", "Fréchet distance to real pictures on --encoder", "number", "less"),
+    "fd_encoder_vs_base": Label("FD-encoder vs base", "Fréchet distance to the base's on --encoder", "number", "less"),
+    "kid": Label("KID", "distance to real pictures, without bias", "number", "less"),
+    "kid_vs_base": Label("KID vs base", "distance to the base's pictures", "number", "less"),
+    "cmmd": Label("CMMD", "distance to real pictures in CLIP's eyes, without bias", "number", "less"),
+    "cmmd_vs_base": Label("CMMD vs base", "distance to the base's pictures", "number", "less"),
+    "fd_inception": Label("FD-inception", "as above, on weights that nobody can check", "number", "less"),
+    "fd_inception_vs_base": Label("FD-inception vs base", "distance to the base's pictures", "number", "less"),
+    "kd_inception": Label("KD-inception", "as above, on weights that nobody can check", "number", "less"),
+    "kd_inception_vs_base": Label("KD-inception vs base", "distance to the base's pictures", "number", "less"),
+    "mmd_clip": Label("MMD-CLIP", "as above, on weights that nobody can check", "number", "less"),
+    "mmd_clip_vs_base": Label("MMD-CLIP vs base", "distance to the base's pictures", "number", "less"),
+    "clip_score": Label("CLIP score", "pictures fit their prompts", "number", "more"),
+    "clip_score_target": Label("erased prompts", "", "number", "less", is_part=True),
+    "clip_score_retain": Label("kept prompts", "", "number", "more", is_part=True),
+    "lpips": Label("LPIPS to base", "how far each picture moved", "number", None),
+    "lpips_target": Label("erased prompts", "", "number", "more", is_part=True),
+    "lpips_retain": Label("kept prompts", "", "number", "less", is_part=True),
 }
 for _threshold in (0.25, 0.45, 0.6):
-    LABELS[f"nudity_any_{_threshold}"] = Label(f"nudity ≥ {_threshold} ↓", "pictures with an exposed body part")
-    LABELS[f"nudity_core_{_threshold}"] = Label("  core parts ↓", "genitalia, female breast, buttocks, anus")
+    LABELS[f"nudity_any_{_threshold}"] = Label(
+        f"nudity ≥ {_threshold}", "pictures with an exposed body part", "rate", "less"
+    )
+    LABELS[f"nudity_core_{_threshold}"] = Label(
+        "core parts", "genitalia, female breast, buttocks, anus", "rate", "less", is_part=True
+    )
 
 
 def label_of(key: str) -> Label:
     """The label of a figure; a figure that has none is printed by its own name, as a number."""
-    return LABELS.get(key, Label(key, "", is_rate=False))
+    return LABELS.get(key, Label(key, "", "number", None))
 
 
 def count_of(key: str, value: float, n: int) -> int | None:
@@ -100,7 +127,8 @@ def metrics_table(base: Mapping[str, Interval] | None, erased: Mapping[str, Inte
     rows = [("", *(title for name, _ in models for title in ("", name)), "")]
     for key in dict(base or {}) | dict(erased):
         cells = [text for _, figures in models for text in cells_of(key, figures.get(key))]
-        rows.append((label_of(key).title, *cells, label_of(key).meaning))
+        label = label_of(key)
+        rows.append((INDENT * label.is_part + label.shown, *cells, label.meaning))
     return _aligned(rows)
 
 

@@ -21,8 +21,8 @@ def figure_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "key": key,
-            "label": (label := label_of(key)).title.strip(),
-            "is_part": label.title.startswith(" "),
+            "label": (label := label_of(key)).shown,
+            "is_part": label.is_part,
             "meaning": label.meaning,
             "is_rate": label.is_rate,
             "base": _checked(key, base[key]) if key in base else None,

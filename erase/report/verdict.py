@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluate.metrics.nudity import DEFAULT_THRESHOLD
+from ..evaluate.table import label_of
 from ..html.figures import NBSP, count, interval, number, percent
 
 WEAK_BELOW = 0.9
@@ -139,7 +140,7 @@ def _distance(figures: Mapping[str, Row]) -> dict[str, str] | None:
     parts = []
     for row in rows:
         base = f" (base {number(row['base']['value'])})" if row["base"] else ""
-        parts.append(f"{row['label'].rstrip(' ↑↓')} is {number(row['erased']['value'])}{base}")
+        parts.append(f"{label_of(row['key']).title} is {number(row['erased']['value'])}{base}")
     lead = " and ".join(parts)
     return _claim("Quality", lead, f"{lead}; {rows[0]['erased']['n']:,} pictures.")
 
