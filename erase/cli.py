@@ -1,6 +1,5 @@
 """The command line: `erase COMMAND`; a command's flags are the fields of its config."""
 
-import difflib
 import os
 import platform
 import sys
@@ -15,32 +14,33 @@ from .config import EraseConfig
 from .parsing import is_main_process, parse, run_function, value_of
 from .resume import check_inputs
 from .runtime.stopping import Stopped, explained, terminable
+from .suggest import did_you_mean
 
 DESCRIPTION = """Concept erasure for text-to-image diffusion models.
 
   erase train      erase concepts and export a diffusers pipeline
   erase mask       only find the weights that carry a concept; with --dataset, those of a classifier
   erase patch      turn a base pipeline into an erased one with a patch file
-  erase generate   draw a table of prompts with any model
-  erase evaluate   draw a protocol's prompts with base and erased model, score both, compare
-  erase compare    erase one concept with many methods on the same seeds; one table, one page
-  erase report     write the page that shows what was lost and what was kept
-  erase classify   make an image classifier forget; the methods side by side
-  erase statistics keep the FID statistics of real pictures in a file
+  erase generate   generate pictures for a table of prompts with any model
+  erase evaluate   generate a protocol's pictures with base and erased model, score and compare them
+  erase compare    erase one concept with several methods on the same seeds; writes a table and a page
+  erase report     write a page that compares base and erased model
+  erase classify   make an image classifier forget training data, and compare methods
+  erase statistics save the FID statistics of real pictures to a file
 
-  erase concepts   what can be erased by name, and how to write a concept of your own
-  erase methods    every way to erase, in a line each
-  erase completion print what a shell needs to complete commands and flags
-  erase --version  the versions of this package and of those below it
+  erase concepts   list the concepts that have a name, and show how to write your own
+  erase methods    list every method, one per line
+  erase completion print a completion script for your shell
+  erase --version  print the versions of this package and its main dependencies
 
-`erase COMMAND --help` lists every flag; with --print_config a command prints its settings, as YAML for its --config.
+`erase COMMAND --help` lists every flag. With --print_config, a command prints its settings as YAML for --config.
 
 First try: erase train --pretrained_model_name_or_path canvas --concept cat
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `erase`; expected errors are one message and exit status 2, a stop one line and the signal's."""
+    """Entry point of `erase`: an expected error prints a message and exits with 2, a stop with the signal's status."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (tokens[0], tokens[1:]) if tokens else ("--help", [])
     print_anything()
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Without torchvision, transformers warns at import about image processors that no denoiser needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        with terminable(), explained(lambda: "What was finished is kept, and nothing is half written."):
+        with terminable(), explained(lambda: "Finished files are kept, and no file is half written."):
             _dispatch(command, rest)
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"erase: {error}", file=sys.stderr)
@@ -69,15 +69,14 @@ def print_anything() -> None:
 
 
 def versions() -> str:
-    """What a report of a fault should name, in a line."""
+    """The versions that a bug report should name, on one line."""
     below = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "accelerate"))
     return f"diffusers-erase {__version__} (Python {platform.python_version()}, {below})"
 
 
 def _dispatch(command: str, rest: list[str]) -> None:
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(command, COMMANDS)
         raise ValueError(f"unknown command {command!r}.{hint} The commands are {', '.join(COMMANDS)}.")
     COMMANDS[command](rest)
 
@@ -91,7 +90,7 @@ def _train(rest: list[str]) -> None:
 
 
 def _mask(rest: list[str]) -> None:
-    """Of a classifier where a data set is named, else of a denoiser."""
+    """The mask of a classifier if --dataset is given, else of a denoiser."""
     if value_of(rest, "dataset") is not None:
         from .classifiers.config import ClassifyConfig
 

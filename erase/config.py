@@ -1,4 +1,4 @@
-"""Everything that a run can be told, as one frozen dataclass: the command line, YAML files and Python share it.
+"""Every setting of a run, as one frozen dataclass that the command line, YAML files and Python share.
 
 Precedence, lowest first: the class's defaults (SalUn's NSFW setting), the method's preset (configs/methods/), the
 base's own presets (`canvas` has one for all methods and one for each), `--config`, the flags.
@@ -55,7 +55,7 @@ class EraseConfig:
 
     concept: tyro.conf.UseAppendAction[tuple[str, ...]]
     """What to erase: a preset (nudity, violence, van-gogh, imagenette/church, canvas/cat), a YAML file, or plain words
-    together with --concept_type. Give it several times to erase several concepts in one run."""
+    together with --concept_type. Repeat the flag to erase several concepts in one run."""
     concept_type: ConceptType | None = None
     """Read --concept as plain words that name an object, a style or a person."""
     pretrained_model_name_or_path: str = "CompVis/stable-diffusion-v1-4"
@@ -67,108 +67,114 @@ class EraseConfig:
     output_dir: Path = Path("erased")
     """Where the erased pipeline, patch, mask, manifest and proof are written."""
     overwrite_output_dir: bool = False
-    """Replace the run that --output_dir holds, once the new one is whole. Files of your own stay."""
+    """Replace the earlier run in --output_dir once the new one is complete. Your own files there are kept."""
     seed: int = 0
-    """Seed of everything random in the run."""
+    """Random seed of the run."""
 
     method: MethodName = "salun"
-    """How it is erased; each has a page in docs/methods and its published settings in configs/methods. Trained:
-    salun, salun-soft, salun-anchored, random-label, gradient-ascent, esd-x, esd-x-strict, esd-u, concept-ablation,
-    forget-me-not, erasediff, leco. Edited in closed form, in seconds: recommended, uce, rece, speed. The others change
-    no weight: see `erase evaluate --guard`."""
+    """Erasure method. Each has a page in docs/methods and its published settings in configs/methods. Methods that
+    train: salun, salun-soft, salun-anchored, random-label, gradient-ascent, esd-x, esd-x-strict, esd-u,
+    concept-ablation, forget-me-not, erasediff, leco. Methods that edit in closed form, within seconds: recommended,
+    uce, rece, speed. The others change no weights: see `erase evaluate --guard`."""
     scope: Scope = "full"
-    """Which weights may change: all of the denoiser's, some of its layers', or the text encoder's. A mask chooses among
-    these, and density is a share of them."""
+    """Which weights may change: those of the whole denoiser, of some of its layers, or of the text encoder. The mask
+    selects among these weights, and --density is a share of them."""
     mask: str = "salient"
-    """salient (gradients of the forgetting loss; of a closed form's own, where the method is one), random (equal
-    density, the control), none, or a mask file."""
+    """Which of the weights in scope may change. salient: those with the largest gradients of the forgetting loss (for
+    closed-form methods, of the error that the edit minimizes). random: a random choice of the same density, as a
+    control. none: all of them. Or the path of a mask file."""
     density: float = 0.5
-    """Share of the weights in scope (of a closed form: of those it edits) that the mask lets change, in (0, 1].
-    The fewer are trained, the higher the learning_rate should be: in inverse proportion to the share of the score that
-    is printed with the mask."""
+    """Share of the weights in scope that the mask allows to change, in (0, 1]; for closed-form methods, share of the
+    weights that the method edits. With a lower density, raise --learning_rate in inverse proportion to the share of
+    the score that is printed with the mask."""
     mask_score: Literal["gradient", "fisher", "snip", "pursuit"] = "gradient"
-    """Saliency of a weight: |sum of gradients|, sum of |gradient| per batch, or |weight x sum of gradients|. pursuit,
-    for closed forms: in rounds, each after solving for what the earlier ones chose."""
+    """How the saliency of a weight is measured. gradient: |sum of gradients|. fisher: sum over batches of |gradient|.
+    snip: |weight x sum of gradients|. pursuit (closed-form methods only): select weights in rounds, and solve for the
+    weights selected so far before each new round."""
     mask_guidance_scale: float = 7.5
     """s in the forgetting loss's (1+s) f(c) - s f(empty); 7.5 is a guidance_scale of 8.5 in diffusers' convention."""
     target: Literal["current", "frozen"] = "current"
-    """Whose prediction for the anchor is the forget target: the weights in training (the paper's) or the base."""
+    """Which model predicts the forget target from the anchor prompt: the model in training (current, as in the paper)
+    or the base model (frozen)."""
     retain_target: Literal["data", "frozen"] = "data"
-    """What retained pictures are trained towards: their own noise (as the paper) or the base model's prediction."""
+    """Training target for retained pictures: their own noise (data, as in the paper) or the base model's prediction
+    (frozen)."""
     alpha: float = 0.1
-    """Weight of the retain loss; 0 does without retained pictures."""
+    """Weight of the retain loss; 0 trains without retained pictures."""
     balance: Literal["sum", "bilevel", "project"] = "sum"
-    """How the two losses' gradients make one. sum: forget + alpha x retain. bilevel: EraseDiff's retain + lambda x
-    forget. project: sum, after the part of forget's gradient that would raise the retain loss has been taken out."""
+    """How the gradients of the two losses are combined. sum: forget + alpha x retain. bilevel: EraseDiff's retain +
+    lambda x forget. project: sum, after removing the part of the forget gradient that would raise the retain loss."""
     bilevel_eta: float = 1.0
-    """balance bilevel: eta in lambda = max(0, eta - cos(retain's gradient, forget's))."""
+    """For --balance bilevel: eta in lambda = max(0, eta - cos(retain gradient, forget gradient))."""
     retain_prompt_dropout: float = 0.0
-    """Share of retain rows whose prompt is left empty, so that guidance's unconditional branch stays, in [0, 1]."""
+    """Share of retain rows trained with an empty prompt, in [0, 1]; preserves the unconditional branch of guidance."""
     anchor_image_fraction: float = 0.0
-    """Share of each forget batch that starts from the anchor's pictures instead of the concept's, in [0, 1]."""
+    """Share of each forget batch that uses pictures of the anchor instead of the concept, in [0, 1]."""
     forget_x: Literal["pictures", "trajectories"] = "pictures"
-    """Where forget rows start from: noise added to pictures, or the base model's own half-denoised latents."""
+    """Inputs of the forget rows: pictures with added noise, or partly denoised latents from the base model."""
     trajectory_points: int = 10
-    """Latents kept of each trajectory, at steps chosen at random."""
+    """Latents kept from each trajectory, at randomly chosen steps."""
     trajectory_guidance_scale: float = 3.0
-    """Guidance of the trajectories."""
+    """Guidance scale of the trajectories."""
     negative_guidance: float = 1.0
-    """eta of ESD's and LECO's target f(empty) - eta (f(concept) - f(empty))."""
+    """eta in the target of ESD and LECO, f(empty) - eta (f(concept) - f(empty))."""
     lora_rank: int = 0
-    """Train a low-rank adapter of this rank and fold it into the weights at the end; 0 trains the weights."""
+    """Train a low-rank adapter of this rank and merge it into the weights at the end; 0 trains the weights."""
     soft_quantile: float = 0.5
-    """salun-soft: the quantile of |change| that is thresholded away at first; it falls to 0 over the run."""
+    """For salun-soft: quantile of |change| below which changes are set to zero; it falls to 0 over the run."""
 
     edit_tokens: Literal["all", "last"] = "all"
-    """Closed forms: the tokens that are paired: all that tell forget and anchor prompt apart and the text's end, or the
-    last of them alone."""
+    """For closed-form methods: which tokens of the forget prompt are mapped to tokens of the anchor prompt. all: every
+    token in which the two prompts differ, and the end of the text. last: only the last of these."""
     edit_regularization: float = 0.5
-    """Closed forms: lambda, the pull towards the weights as they were."""
+    """For closed-form methods: lambda, the penalty on changing the weights."""
     erase_weight: float = 1.0
-    """Closed forms: weight of the concept's tokens."""
+    """For closed-form methods: weight of the concept's tokens."""
     preserve_weight: float = 1.0
-    """recommended, uce, rece: weight of the retained tokens."""
+    """For recommended, uce and rece: weight of the retained tokens."""
     edit_rounds: int = 3
-    """rece: rounds after the first edit."""
+    """For rece: number of rounds after the first edit."""
     edit_mu: float = 0.1
-    """rece: mu, the pull of a derived embedding towards zero."""
+    """For rece: mu, the penalty on the size of a derived embedding."""
     edit_null_threshold: float = 0.1
-    """speed: directions are free to change where the retained tokens have less than this share of their mean energy."""
+    """For speed: a direction may change if the retained tokens have less than this share of their mean energy in it."""
     edit_augmentations: int = 10
-    """speed: noisy copies of each retained token that stay with it, in the direction that a layer amplifies least."""
+    """For speed: noisy copies of each retained token that are also preserved; the noise lies in the direction that the
+    layer amplifies least."""
     edit_empty_centers: int = 3
-    """speed: of the empty prompt its first token and this many cluster centres of the others stay exactly; 0: all."""
+    """For speed: the edit preserves exactly the first token of the empty prompt and this many cluster centres of its
+    other tokens; 0 preserves all of them."""
 
     num_concept_images: int = 800
-    """Pictures of the concept that the base model makes for training."""
+    """Training pictures of the concept that the base model generates."""
     num_anchor_images: int = 0
-    """Pictures of the anchor; needed when --anchor_image_fraction is above 0."""
+    """Training pictures of the anchor; needed when --anchor_image_fraction is above 0."""
     num_retain_images: int = 800
-    """Pictures of what must stay."""
+    """Training pictures of other concepts, which the model must retain."""
     concept_data_dir: Path | None = None
-    """A folder of the concept's pictures to use instead of generated ones, with a caption for each (0.txt beside 0.png,
-    or metadata.jsonl) that is one of the concept's forget prompts."""
+    """Folder of pictures of the concept to use instead of generated ones. Each needs a caption (0.txt beside 0.png, or
+    metadata.jsonl) that is one of the concept's forget prompts."""
     concept_data_prompt: str | None = None
-    """The one prompt of all pictures in --concept_data_dir, where they have no captions."""
+    """Prompt of all pictures in --concept_data_dir, if they have no captions."""
     retain_data_dir: Path | None = None
-    """A folder of retained pictures to use instead of generated ones, with a caption for each, in any words."""
+    """Folder of retained pictures to use instead of generated ones. Each needs a caption, in any words."""
     retain_data_prompt: str | None = None
-    """The one prompt of all pictures in --retain_data_dir, where they have no captions."""
+    """Prompt of all pictures in --retain_data_dir, if they have no captions."""
     data_num_inference_steps: int = 50
-    """Denoising steps of the pictures made for training."""
+    """Denoising steps when generating training pictures."""
     data_guidance_scale: float = 7.5
-    """Guidance of the pictures made for training."""
+    """Guidance scale when generating training pictures."""
     data_solver: Literal["default", "ddim", "dpm++"] = "default"
-    """Solver of those pictures; default is the one in the base model's folder."""
+    """Solver when generating training pictures; default is the base model's own."""
     data_batch_size: int = 8
-    """Pictures made at once."""
+    """Training pictures generated at once."""
     data_cache_dir: Path = Path("~/.cache/diffusers-erase")
-    """Where pictures and prompt encodings are kept and shared between runs on the same base."""
+    """Folder where runs on the same base share training pictures and prompt encodings."""
     resolution: int | None = None
-    """Side of the pictures in pixels; the model's own by default."""
+    """Width and height of training pictures in pixels; by default the model's own."""
 
     train_batch_size: int = 8
-    """Forget rows, and as many retain rows, per device and step."""
+    """Forget rows per device and step; there are as many retain rows."""
     max_train_steps: int = 100
     """Optimiser steps."""
     learning_rate: float = 1e-5
@@ -178,11 +184,11 @@ class EraseConfig:
     lr_warmup_steps: int = 0
     """Steps of linear warm-up."""
     adam_beta1: float = 0.9
-    """First moment's decay."""
+    """Decay rate of Adam's first moment."""
     adam_beta2: float = 0.999
-    """Second moment's decay."""
+    """Decay rate of Adam's second moment."""
     adam_weight_decay: float = 0.0
-    """Decoupled weight decay, on salient weights only."""
+    """Decoupled weight decay, applied to salient weights only."""
     adam_epsilon: float = 1e-8
     """Adam's epsilon."""
     max_grad_norm: float = 0.0
@@ -190,31 +196,32 @@ class EraseConfig:
     gradient_accumulation_steps: int = 1
     """Batches per optimiser step."""
     gradient_checkpointing: bool = False
-    """Trade time for memory in the backward pass."""
+    """Save memory in the backward pass at the cost of time."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """Compute precision; auto is the fp16 or bf16 that `accelerate launch` was told, else bf16 where the hardware
-    multiplies it natively, else no. Weights stay float32."""
+    """Compute precision. auto: what `accelerate launch` was configured with (fp16 or bf16), else bf16 if the hardware
+    supports it natively, else no. Weights stay float32."""
     allow_tf32: bool = False
     """Allow TF32 matmuls on Ampere and newer GPUs."""
     checkpointing_steps: int = 25
-    """Write output_dir/checkpoint-{step} this often, and after the last step. Ctrl-C and SIGTERM write one at once."""
+    """Steps between checkpoints (output_dir/checkpoint-{step}); one more is written after the last step, and one on
+    Ctrl-C or SIGTERM."""
     checkpoints_total_limit: int | None = 1
     """How many checkpoints to keep."""
     resume_from_checkpoint: str | None = None
-    """Continue the run that --output_dir holds, from whatever stage it reached: latest, or one of its checkpoints."""
+    """Resume the run in --output_dir from the stage it reached: latest, or the name of a checkpoint."""
     report_to: str | None = None
-    """Tracker: tensorboard or wandb."""
+    """Experiment tracker: tensorboard or wandb."""
     logging_dir: str = "logs"
-    """Tracker folder inside output_dir."""
+    """Folder inside output_dir for the tracker's logs."""
 
     save_patch: bool = True
-    """Also write erase-patch.safetensors: only the changed weights."""
+    """Also write erase-patch.safetensors, which holds only the changed weights."""
     proof: bool = True
-    """Score base and erased after training (canvas only): metrics.json, records and grid.png."""
+    """Score the base and the erased model after training (canvas only): metrics.json, records and grid.png."""
     num_target_images: int = 200
-    """Pictures of the erased concept that are scored, at least."""
+    """Minimum number of pictures of the erased concept to score."""
     num_kept_images: int = 500
-    """Retained pictures that are scored, at least."""
+    """Minimum number of retained pictures to score."""
 
     def __post_init__(self) -> None:
         for field in ("concept",):
@@ -281,12 +288,9 @@ def read_config(config: str | Path, kind: type = EraseConfig) -> dict[str, Any]:
 
 
 def _known(key: str, source: object, kind: type = EraseConfig) -> None:
-    import difflib
-
     names = [field.name for field in dataclasses.fields(kind)]
     if key not in names:
-        near = difflib.get_close_matches(key, names)
-        hint = f" Did you mean {' or '.join(near)}?" if near else " The keys are the command's flags: see its --help."
+        hint = did_you_mean(key, names) or " The keys are the command's flags: see its --help."
         raise ValueError(f"{source}: unknown key {key!r}.{hint}")
 
 

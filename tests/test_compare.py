@@ -107,7 +107,7 @@ def test_wrong_names_are_told_at_once(methods: str, says: str, compare: Compare)
 
 
 def test_a_base_without_a_proof_needs_a_protocol(compare: Compare) -> None:
-    with pytest.raises(ValueError, match="Say how to evaluate it with --protocol"):
+    with pytest.raises(ValueError, match="Choose a protocol of `erase evaluate` with --protocol"):
         compare(pretrained_model_name_or_path="some/model")
     with pytest.raises(ValueError, match="--evaluate gives flags to --protocol"):
         compare(evaluate=("max_images=3",))

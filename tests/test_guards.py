@@ -484,7 +484,7 @@ def test_guidance_that_is_off(drawn: Any, tiny: TinyFolder, tmp_path: Path) -> N
         (["generate", "--prompts", "canvas/cat", "--guard", "sdl-max", "--guard_concept", "x"], "sld-max"),
         (["evaluate", "--protocol", "i2p", "--base", "canvas", "--guard", "safree", "--prompts", "p.csv"],
          "--guard safree needs --concept"),
-        (["evaluate", "--protocol", "i2p", "--images", ".", "--guard", "safree"], "--images are drawn already"),
+        (["evaluate", "--protocol", "i2p", "--images", ".", "--guard", "safree"], "--images already exist"),
         (["evaluate", "--protocol", "i2p", "--guard", "safree"], "Say with --base"),
         (["evaluate", "--protocol", "i2p", "--base", "canvas", "--guard_concept", "x"], "Nothing to evaluate"),
         (["evaluate", "--protocol", "i2p", "--model", "canvas", "--guard_concept", "x"], "needs a --guard"),

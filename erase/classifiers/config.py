@@ -1,4 +1,4 @@
-"""What `erase classify` can be told, and the settings that it finds for a data set by itself."""
+"""The settings of `erase classify`, and those that it chooses for a data set by itself."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ MANY = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig:
-    """Make an image classifier forget some of its training data, and compare the ways to do so.
+    """Make an image classifier forget some of its training data, and compare methods.
 
     Example: erase classify --dataset digits --forget_fraction 0.1 --methods retrain,salun,ft --seeds 3
 
-    The table is the one that SalUn's paper prints: unlearning accuracy (UA), accuracy on what is kept (RA) and on new
-    data (TA), success of membership inference (MIA), run time, and the mean gap to the model that was retrained.
+    The table is the one in SalUn's paper: unlearning accuracy (UA), accuracy on retained data (RA) and on test data
+    (TA), success of membership inference (MIA), run time, and the mean gap to the retrained model.
     """
 
     dataset: str
@@ -33,53 +33,53 @@ class ClassifyConfig:
     folder (CIFAR's binary files, a hub data set's parquet files, or train/CLASS/PICTURE and test/CLASS/PICTURE), or a
     hub id."""
     label_column: str | None = None
-    """Column of the classes where a hub data set has several, such as fine_label."""
+    """Column with the class labels, for a hub data set that has several, such as fine_label."""
     model: str | None = None
-    """mlp, cnn or resnet18, trained here first; or a trained classifier of transformers or of ours, by folder or hub
-    id. Default: what configs/classify has for the data set, else resnet18."""
+    """mlp, cnn or resnet18, which the command trains first; or a trained classifier (a transformers model or one that
+    this package saved), by folder or hub id. Default: the model in configs/classify for the data set, else resnet18."""
     forget_fraction: float | None = None
-    """Forget a random share of the training set, in (0, 1); each seed draws its own."""
+    """Forget a random share of the training set, in (0, 1); each seed chooses a different one."""
     forget_class: str | None = None
     """Forget a class, by name or number."""
     forget_indices: Path | None = None
-    """Forget these rows of the training set: a text file with one number a line."""
+    """Forget these rows of the training set: a text file with one row number per line."""
     methods: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Names, by commas: retrain, ft, ga, rl, salun, salun-soft, iu, boundary-expand, boundary-shrink, l1-sparse,
-    salun-smoothed; retrain-2 is a second retraining, whose gap is what chance makes. The gap needs retrain.
-    Default: retrain,salun."""
+    """Methods, separated by commas: retrain, ft, ga, rl, salun, salun-soft, iu, boundary-expand, boundary-shrink,
+    l1-sparse, salun-smoothed. The gap needs retrain; retrain-2 is a second retraining, whose gap shows the effect of
+    chance. Default: retrain,salun."""
     seeds: int = 1
-    """Runs of each method, from --seed on."""
+    """Number of runs of each method, with seeds --seed, --seed + 1, and so on."""
     seed: int = 0
-    """The first seed: of the model's weights, the forget set and everything random."""
+    """First random seed, of the model's weights, the forget set and everything else."""
     processes: int = 1
-    """Seeds that run at once, each on one core."""
+    """Number of seeds that run at once, each on one core."""
 
     mask: str | None = None
-    """Which weights may change: salient, random, none or a mask file. Default: salient for salun and salun-smoothed,
-    none for the others; retrain never has one."""
+    """Which weights may change: salient, random, none (all of them) or a mask file. Default: salient for salun and
+    salun-smoothed, none for the others; retrain never uses a mask."""
     density: float | None = None
-    """Share of the weights that a mask lets change, in (0, 1]."""
+    """Share of the weights that a mask allows to change, in (0, 1]."""
     mask_score: ScoreName | None = None
-    """Saliency of a weight: gradient, fisher or snip."""
+    """How the saliency of a weight is measured: gradient, fisher or snip."""
     learning_rate: float | None = None
-    """Of the methods, instead of the data set's own setting for each."""
+    """Learning rate of all methods, instead of the data set's own setting for each."""
     epochs: float | None = None
-    """Of the methods, instead of the data set's own setting for each."""
+    """Epochs of all methods, instead of the data set's own setting for each."""
     batch_size: int | None = None
-    """Of the methods, instead of the data set's own."""
+    """Batch size of all methods, instead of the data set's own."""
     train_epochs: int | None = None
-    """Of training and retraining."""
+    """Epochs of training and retraining."""
     train_learning_rate: float | None = None
-    """Of training and retraining."""
+    """Learning rate of training and retraining."""
     train_batch_size: int | None = None
-    """Of training and retraining."""
+    """Batch size of training and retraining."""
 
     output_dir: Path = Path("forgotten")
-    """Where table, plot, rows, masks and the models of the first seed are written."""
+    """Folder for the table, plot, rows, masks and the models of the first seed."""
     overwrite_output_dir: bool = False
-    """Replace whatever run --output_dir holds; without it, the same command goes on where it stopped."""
+    """Replace the run in --output_dir; without this flag, repeating the command resumes it."""
     save_models: bool = True
-    """Keep the first seed's models."""
+    """Save the models of the first seed."""
 
     def __post_init__(self) -> None:
         for name in ("output_dir", "forget_indices"):

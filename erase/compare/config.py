@@ -1,7 +1,6 @@
-"""What `erase compare` can be told, and how the names in --methods become entries of the table."""
+"""The settings of `erase compare`, and how the names in --methods become entries of the table."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import tyro
 from ..config import CANVAS, EraseConfig
 from ..draw.guard_names import GuardName
 from ..methods import METHODS
+from ..suggest import did_you_mean, meant
 
 BASE = "base"
 """Label of the base model's own row."""
@@ -25,7 +25,7 @@ OURS = ("concept", "pretrained_model_name_or_path", "output_dir", "overwrite_out
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Erase one concept with many methods, each on the same seeds and prompts, and show what each keeps and costs.
+    """Erase one concept with several methods on the same seeds and prompts, and compare erasure, retention and cost.
 
     Example: erase compare --concept nudity --methods salun,esd-u,uce,sld-max --protocol i2p/sexual
 
@@ -35,34 +35,34 @@ class CompareConfig:
     concept: str
     """What each method erases: a preset (nudity, imagenette/church, canvas/cat) or a YAML file."""
     methods: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """Names, by commas: a method of `erase train`, or negative-prompt, sld-medium, sld-strong, sld-max, safree. With
-    settings: salun:mask=random,density=0.5. With a name of its own in the table: mine=salun:mask=random."""
+    """Methods of `erase train`, or negative-prompt, sld-medium, sld-strong, sld-max, safree; separate them by commas.
+    With settings: salun:mask=random,density=0.5. With a label in the table: mine=salun:mask=random."""
     pretrained_model_name_or_path: str = "CompVis/stable-diffusion-v1-4"
     """Base model: a hub id, a local diffusers folder, or `canvas`, the small model that ships with this package."""
     config: str | None = None
-    """Settings that every trained method gets on top of its own defaults: a YAML file as of `erase train --config`."""
+    """A YAML file, as for `erase train --config`, with settings that override the defaults of every trained method."""
     output_dir: Path = Path("compare")
-    """Where the runs, compare.json, compare.md and compare.html are written; a comparison goes on there."""
+    """Folder for the runs, compare.json, compare.md and compare.html; repeating the command resumes the comparison."""
     overwrite_output_dir: bool = False
-    """Make runs again that --output_dir holds with other settings."""
+    """Repeat runs that --output_dir holds with other settings."""
     seeds: int = 3
-    """Runs of each method that trains, each with a seed of its own; a closed form without anything random runs once."""
+    """Number of runs, each with its own seed, for methods that train; a closed form without randomness runs once."""
     seed: int = 0
-    """Seed of the first run; the others count up."""
+    """Seed of the first run; each further run adds one."""
     processes: int = 1
-    """Runs at once. The machine's cores are divided among them and its GPUs given to them in turns, so seconds are only
-    comparable within one comparison."""
+    """Number of runs at once. They share the machine's cores and take its GPUs in turn, so their seconds can only be
+    compared within one comparison."""
 
     protocol: str | None = None
-    """Evaluate with this protocol of `erase evaluate` instead of the canvas's proof; other bases need one."""
+    """Evaluate with this protocol of `erase evaluate` instead of the canvas's proof; required for other bases."""
     evaluate: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A flag of `erase evaluate` for --protocol, such as fid_reference=val2014; give it several times."""
+    """A flag of `erase evaluate` for --protocol, such as fid_reference=val2014. Repeat it for several flags."""
     num_target_images: int = 200
-    """The canvas's proof: at least this many pictures of prompts that name the concept."""
+    """Minimum number of pictures of prompts that name the concept, in the canvas's proof."""
     num_kept_images: int = 500
-    """The canvas's proof: at least this many pictures of other prompts."""
+    """Minimum number of pictures of other prompts, in the canvas's proof."""
     data_cache_dir: Path = Path("~/.cache/diffusers-erase")
-    """Where pictures are kept: the base's are drawn once for all methods."""
+    """Folder of shared pictures: those of the base model are generated once for all methods."""
 
     def __post_init__(self) -> None:
         for name in ("output_dir", "data_cache_dir"):
@@ -72,9 +72,9 @@ class CompareConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.protocol is None and self.pretrained_model_name_or_path != CANVAS:
             raise ValueError(
-                f"Only runs on the canvas are scored by themselves, so nothing of {self.pretrained_model_name_or_path} "
-                "could be compared. Say how to evaluate it with --protocol, one of `erase evaluate`, for example "
-                "--protocol i2p/sexual, with its flags as --evaluate KEY=VALUE."
+                f"Only runs on the canvas are scored automatically, so runs on {self.pretrained_model_name_or_path} "
+                "could not be compared. Choose a protocol of `erase evaluate` with --protocol, for example --protocol "
+                "i2p/sexual, and pass its flags as --evaluate KEY=VALUE."
             )
         counts = {f.name: f.default for f in dataclasses.fields(self) if f.name.startswith("num_")}
         if self.protocol and any(getattr(self, name) != default for name, default in counts.items()):
@@ -179,8 +179,7 @@ def _near_setting(key: str) -> str:
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    near = [k for k in known if name and k.startswith(f"{name}-")] or difflib.get_close_matches(name, known)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+    return meant(k for k in known if name and k.startswith(f"{name}-")) or did_you_mean(name, known)
 
 
 def slug(label: str) -> str:

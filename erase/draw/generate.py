@@ -1,8 +1,8 @@
 """`erase generate`: prompt rows × a model → images/ID.png and records.jsonl, on any number of processes, resumable.
 
-What a batch is made of depends on the rows and the batch size alone. A batch with anything missing is drawn whole
-again and only what is missing is kept, so a job that was killed and run again ends with the pictures of one that was
-not.
+Which rows form a batch depends on the rows and the batch size alone. If a picture of a batch is missing, the whole
+batch is generated again and only the missing picture is kept, so a job that was killed and run again ends with the same
+pictures as one that was not.
 """
 
 import sys
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """Draw a picture for each prompt, and write it down: images/ID.png and records.jsonl. Run again to go on.
+    """Generate a picture for each prompt: images/ID.png and records.jsonl. Repeat the command to resume.
 
     Example: accelerate launch erase.py generate --prompts AIML-TUDA/i2p --pretrained_model_name_or_path erased
 
@@ -41,71 +41,74 @@ class GenerateConfig:
     """
 
     prompts: str
-    """A .csv, .tsv, .txt (a prompt a line), .jsonl, .json (objects, or COCO captions) or .parquet file, a data set of
-    the hub such as AIML-TUDA/i2p, or a concept: nudity, imagenette/church, canvas/cat, or a YAML file."""
+    """A .csv, .tsv, .txt (one prompt per line), .jsonl, .json (objects, or COCO captions) or .parquet file, a data set
+    on the hub such as AIML-TUDA/i2p, or a concept: nudity, imagenette/church, canvas/cat, or a YAML file."""
     pretrained_model_name_or_path: str = "CompVis/stable-diffusion-v1-4"
-    """Model: a diffusers folder (what `erase train` wrote), a hub id, or `canvas`."""
+    """Model: a diffusers folder (such as `erase train` writes), a hub id, or `canvas`."""
     patch: Path | None = None
-    """erase-patch.safetensors to apply to the model first."""
+    """An erase-patch.safetensors to apply to the model first."""
     unet_weights: Path | None = None
-    """Some of the denoiser's weights in .safetensors to put into the model first, as ESD and others publish them."""
+    """A .safetensors file with some of the denoiser's weights, as ESD and others publish them, to load into the model
+    first."""
     guard: GuardName | None = None
-    """Steer away from --guard_concept while drawing, no weight changed: by negative prompt, SLD or SAFREE."""
+    """Steer away from --guard_concept while generating, without changing weights: negative prompt, SLD or SAFREE."""
     guard_concept: str | None = None
-    """What the guard steers away from, in words: "a cat", or several phrases with commas."""
+    """What the guard steers away from, in words: "a cat", or several phrases separated by commas."""
     revision: str | None = None
     """Hub revision of the model."""
     variant: str | None = None
-    """Weight variant of the model's files, such as fp16; a folder that `erase train` wrote knows its own."""
+    """Weight variant of the model's files, such as fp16; a folder that `erase train` wrote records its own."""
     output_dir: Path = Path("generated")
-    """Where pictures and records are written; a run that was interrupted goes on there."""
+    """Folder for pictures and records; repeating the command resumes an interrupted run there."""
     overwrite_output_dir: bool = False
-    """Replace the pictures of an earlier run in --output_dir once the new ones are whole. Files of your own stay."""
+    """Replace the pictures of an earlier run in --output_dir once the new ones are complete. Your own files there are
+    kept."""
 
     seed: int = 0
-    """Row n of prompts without seeds gets seed + n * num_images_per_prompt."""
+    """If the prompts have no seeds, row n gets seed + n * num_images_per_prompt."""
     num_inference_steps: int = 50
-    """Denoising steps of rows that have none of their own."""
+    """Denoising steps for rows that do not set their own."""
     guidance_scale: float = 7.5
-    """Guidance of rows that have none of their own."""
+    """Guidance scale for rows that do not set their own."""
     height: int | None = None
-    """Pixels of rows that have none of their own; the model's own by default."""
+    """Height in pixels for rows that do not set their own; by default the model's own."""
     width: int | None = None
-    """Pixels of rows that have none of their own; the model's own by default."""
+    """Width in pixels for rows that do not set their own; by default the model's own."""
     scheduler: Literal["default", "ddim", "ddpm", "dpm++", "euler", "pndm", "lms"] = "default"
-    """Sampler, made from the config of the model's own; default is the model's own."""
+    """Sampler, configured like the model's own; default is the model's own."""
     num_images_per_prompt: int = 1
-    """Pictures of each row: seed, seed + 1, and so on."""
+    """Pictures per row, with seeds seed, seed + 1, and so on."""
     max_prompts: int | None = None
-    """Only the first so many rows, after the filters."""
+    """Maximum number of rows, after the filters."""
     batch_size: int = 8
-    """Pictures drawn at once on each process."""
+    """Pictures that each process generates at once."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """Compute precision; auto is the fp16 or bf16 that `accelerate launch` was told, else bf16 where the hardware
-    multiplies it natively, else no. Weights stay float32."""
+    """Compute precision. auto: what `accelerate launch` was configured with (fp16 or bf16), else bf16 if the hardware
+    supports it natively, else no. Weights stay float32."""
     nudenet: bool = False
-    """Look at each picture with NudeNet while the next ones are drawn: scores/nudenet.jsonl."""
+    """Score each picture with NudeNet while the next ones are generated: scores/nudenet.jsonl."""
     picture_cache: Path | None = None
-    """A folder of pictures that runs share: what was drawn before with the same model and settings is linked."""
+    """Folder of pictures that several runs share: a picture already generated with the same model and settings is
+    linked from there."""
 
     filter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Only rows that meet a condition, such as "nudity_percentage > 50"; all conditions, if given several times."""
+    """Use only rows that meet a condition, such as "nudity_percentage > 50". Repeat the flag to require several."""
     id_column: str | None = None
-    """The prompts' column of unique names; "none" numbers the rows."""
+    """Column with a unique name for each row; "none" numbers the rows."""
     prompt_column: str | None = None
-    """The column of prompts; found by its usual names by default, like the others."""
+    """Column with the prompts; by default, this and the other columns are found by their usual names."""
     seed_column: str | None = None
-    """The column of seeds; "none" gives seeds by --seed."""
+    """Column with the seeds; "none" derives seeds from --seed."""
     guidance_scale_column: str | None = None
-    """The column of guidance; "none" draws all rows with --guidance_scale."""
+    """Column with the guidance scale; "none" uses --guidance_scale for all rows."""
     num_inference_steps_column: str | None = None
-    """The column of steps; "none" draws all rows with --num_inference_steps."""
+    """Column with the denoising steps; "none" uses --num_inference_steps for all rows."""
     height_column: str | None = None
-    """The column of heights; "none" draws all rows with --height."""
+    """Column with the heights; "none" uses --height for all rows."""
     width_column: str | None = None
-    """The column of widths; "none" draws all rows with --width."""
+    """Column with the widths; "none" uses --width for all rows."""
     extra_column: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Columns to keep in the records; all by default."""
+    """Columns to keep in the records; by default all of them."""
 
     def __post_init__(self) -> None:
         for name in ("output_dir", "patch", "unet_weights", "picture_cache"):
@@ -121,7 +124,7 @@ class GenerateConfig:
         check_guard(self.guard, self.guard_concept)
 
     def rows(self, say: Callable[[str], None] | None = None) -> list[PromptRow]:
-        """The pictures that the prompts ask for; `say` is given one line on what was read."""
+        """One row for each picture to generate; `say` is called with one line on what was read."""
         columns: dict[str, Any] = {f.name: getattr(self, f"{f.name}_column") for f in fields(PromptColumns)}
         columns["extra"] = self.extra_column or None
         return load_prompts(
@@ -139,13 +142,13 @@ class GenerateConfig:
         )
 
     def claim(self) -> Claim:
-        """What the command writes and reads. Which pictures fit to which settings, their own folder knows."""
+        """What the command writes and reads. The folder itself records which settings its pictures have."""
         names = ("prompts", "pretrained_model_name_or_path", "patch", "unet_weights", "picture_cache")
         inputs = {name: getattr(self, name) for name in names}
         return Claim(folder=self.output_dir, command="generate", inputs=inputs, overwrite=self.overwrite_output_dir)
 
     def source(self) -> "ModelSource":
-        """The model to draw with."""
+        """The model that generates the pictures."""
         from .pipelines import ModelSource
 
         return ModelSource(
@@ -160,7 +163,7 @@ class GenerateConfig:
 
 
 def check_inputs(config: GenerateConfig) -> None:
-    """ValueError for weights of `erase generate` that there are not; its prompts are read before torch is, anyway."""
+    """ValueError for weights that do not exist; the prompts are read before torch is loaded, anyway."""
     check_model(config.pretrained_model_name_or_path, on_top=True)
     need_file("--patch", config.patch)
     need_file("--unet_weights", config.unet_weights)
@@ -211,9 +214,9 @@ SMALLER = "Give a smaller --batch_size, with --overwrite_output_dir: other batch
 
 
 def kept_pictures(output: "Output") -> str:
-    """What is left of a command that stops while it draws, and how to continue it."""
+    """How many pictures an interrupted command has kept, and how to resume it."""
     count = sum(1 for _ in output.work.rglob(f"{IMAGES_DIR}/**/*.png"))
-    return f"{count} pictures are kept in {output.work}; the same command continues there."
+    return f"{count} pictures are kept in {output.work}; repeat the same command to resume."
 
 
 def generate(

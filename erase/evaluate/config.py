@@ -1,8 +1,7 @@
-"""`erase evaluate`: its flags, and the models and metrics that they name."""
+"""`erase evaluate`: its flags, and the models that they name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,17 +13,16 @@ from ..draw.guard_names import GuardName, check_guard
 from ..models.folder import check_model, run_settings
 from ..output import Claim
 from ..suggest import need_either, need_file, need_folder, need_name
+from .metrics.registry import METRICS
 
 if TYPE_CHECKING:
     from ..concepts.concept import Concept
     from ..draw.pipelines import ModelSource
-    from .protocols import Protocol
-    from .scoring import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Draw a protocol's pictures with the base and the erased model, score both, compare, and write the report.
+    """Generate a protocol's pictures with the base and the erased model, score both, compare, and write a report.
 
     Example: erase evaluate --protocol i2p/sexual --model erased --base CompVis/stable-diffusion-v1-4
 
@@ -32,75 +30,77 @@ class EvaluateConfig:
     """
 
     protocol: str
-    """canvas, i2p, i2p/sexual, i2p/nude50, coco-30k, coco-10k, imagenette, unlearncanvas, or a YAML file of yours."""
+    """canvas, i2p, i2p/sexual, i2p/nude50, coco-30k, coco-10k, imagenette, unlearncanvas, or your own YAML file."""
     model: str | None = None
     """The erased model: a folder that `erase train` wrote, any diffusers folder, or a hub id."""
     base: str | None = None
-    """The model that it was made from; a folder that `erase train` wrote says so itself."""
+    """The model before erasure; not needed if --model is a folder that `erase train` wrote, which records it."""
     patch: Path | None = None
-    """erase-patch.safetensors: the erased model is --base with this patch on top."""
+    """An erase-patch.safetensors: the erased model is --base with this patch applied."""
     unet_weights: Path | None = None
-    """Some of the denoiser's weights in .safetensors: the erased model is --base with these on top."""
+    """A .safetensors file with some of the denoiser's weights: the erased model is --base with these loaded."""
     guard: GuardName | None = None
-    """Draw the erased model's pictures under a guard (no weight changed); with --base alone, the base's own."""
+    """Generate the erased model's pictures under a guard, which changes no weights. With --base and no --model, the
+    base model under the guard is compared with the base model."""
     guard_concept: str | None = None
-    """What the guard steers away from, in words, several phrases with commas. By default what was erased: of a class
-    its phrase in prompts (canvas/cat: "a cat"), of other concepts the name (nudity)."""
+    """What the guard steers away from, in words; separate several phrases by commas. Default: the erased concept. A
+    class is described by its phrase in prompts (canvas/cat: "a cat"), any other concept by its name (nudity)."""
     images: Path | None = None
-    """The erased model's pictures, if they exist: a folder of `erase generate`, or any folder of pictures."""
+    """Existing pictures of the erased model: a folder that `erase generate` wrote, or any folder of pictures."""
     base_images: Path | None = None
-    """The base model's pictures, if they exist."""
+    """Existing pictures of the base model."""
     revision: str | None = None
-    """Hub revision of the base; a folder that `erase train` wrote knows that of its own."""
+    """Hub revision of the base; a folder that `erase train` wrote records that of its own base."""
     variant: str | None = None
-    """Weight variant of the models' files, such as fp16; a folder that `erase train` wrote knows its own and its
+    """Weight variant of the models' files, such as fp16; a folder that `erase train` wrote records its own and its
     base's."""
     output_dir: Path = Path("evaluation")
-    """Where pictures, records, scores, metrics.json and report.html are written; an interrupted run goes on there."""
+    """Folder for pictures, records, scores, metrics.json and report.html; repeating the command resumes an interrupted
+    run there."""
 
     overwrite_output_dir: bool = False
-    """Replace the evaluation that --output_dir holds once the new one is whole. Files of your own stay."""
+    """Replace the evaluation in --output_dir once the new one is complete. Your own files there are kept."""
 
     concept: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """What was erased, for protocols that ask for it by name; a folder that `erase train` wrote says so itself."""
+    """The erased concept, for protocols that need its name; a folder that `erase train` wrote records it."""
     prompts: str | None = None
     """A local copy of the protocol's table of prompts."""
     max_images: int | None = None
-    """Only the first so many pictures of each role: a quick look, not the protocol's number."""
+    """Maximum number of pictures of each role, for a quick check; published figures need the protocol's number."""
     num_inference_steps: int | None = None
-    """Denoising steps other than the protocol's."""
+    """Denoising steps, if other than the protocol's."""
     metrics: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Metrics instead of the protocol's: canvas, nudity, fid, fid_vs_base, kid, cmmd, clip_score, lpips, accuracy,
-    mace, fd_encoder, fd_encoder_vs_base."""
+    """Metrics to use instead of the protocol's: canvas, nudity, fid, fid_vs_base, kid, cmmd, clip_score, lpips,
+    accuracy, mace, fd_encoder, fd_encoder_vs_base."""
 
     channel_order: Literal["rgb", "bgr"] = "rgb"
-    """How NudeNet sees pictures; bgr is what the package itself does with files."""
+    """Channel order of the pictures passed to NudeNet; bgr is what the NudeNet package uses when it reads files."""
     inception_weights: Path | None = None
-    """Local weights of FID's network: weights-inception-2015-12-05-6726825d.pth, or its tensors as .safetensors."""
+    """Local weights of the FID network: weights-inception-2015-12-05-6726825d.pth, or its tensors as .safetensors."""
     fid_reference: Path | None = None
     """Real pictures for FID, KID and CMMD: a folder, or for FID its statistics in .npz."""
     clip_model: str | None = None
-    """CLIP of the CLIP score: hub id or folder."""
+    """CLIP model for the CLIP score: hub id or folder."""
     cmmd_model: str | None = None
-    """CLIP of CMMD: hub id or folder."""
+    """CLIP model for CMMD: hub id or folder."""
     encoder: str | None = None
-    """Vision model of the metrics fd_encoder and fd_encoder_vs_base: hub id or folder."""
+    """Vision model for the metrics fd_encoder and fd_encoder_vs_base: hub id or folder."""
     lpips_weights: Path | None = None
-    """Weights of LPIPS (AlexNet) in .safetensors."""
+    """LPIPS weights (AlexNet) in .safetensors."""
     classifier: str | None = None
-    """Image classifier that names objects: a transformers model by hub id or folder."""
+    """Image classifier for objects: hub id or folder of a transformers model."""
     object_classifier: str | None = None
-    """The same, beside a --style_classifier."""
+    """Image classifier for objects, if a --style_classifier is given too."""
     style_classifier: str | None = None
-    """Image classifier that names styles."""
+    """Image classifier for styles: hub id or folder of a transformers model."""
 
     batch_size: int = 8
-    """Pictures drawn at once on each process."""
+    """Pictures that each process generates at once."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """Compute precision; auto is the fp16 or bf16 that `accelerate launch` was told, else bf16 where the hardware
-    multiplies it natively, else no. Weights stay float32."""
+    """Compute precision. auto: what `accelerate launch` was configured with (fp16 or bf16), else bf16 if the hardware
+    supports it natively, else no. Weights stay float32."""
     data_cache_dir: Path = Path("~/.cache/diffusers-erase")
-    """Where pictures of a model and features of real pictures are kept and shared between evaluations."""
+    """Folder where evaluations share pictures of a model and features of real pictures."""
     report: bool = True
     """Write report.html and report.json."""
 
@@ -126,9 +126,9 @@ class EvaluateConfig:
         if self.guard_concept is not None:
             check_guard(self.guard, self.guard_concept)
         if self.guard and self.images:
-            raise ValueError("--guard acts while pictures are drawn, and --images are drawn already; leave one out.")
+            raise ValueError("--guard acts while pictures are generated, but --images already exist; leave one out.")
         if self.guard and not (self.model or self.base):
-            raise ValueError("Say with --base (or --model) which model is drawn under --guard.")
+            raise ValueError("Say with --base (or --model) which model generates pictures under --guard.")
 
     @property
     def run(self) -> Mapping[str, Any]:
@@ -204,7 +204,7 @@ def check_inputs(config: EvaluateConfig) -> None:
 
     protocol, _ = load_protocol(config.protocol)
     for name in config.metrics or protocol.metrics:
-        need_name("metric", name, BUILDERS)
+        need_name("metric", name, METRICS)
     config.concepts()
     for model in filter(None, (config.base, config.model)):
         check_model(model, on_top=True)
@@ -215,157 +215,3 @@ def check_inputs(config: EvaluateConfig) -> None:
     need_either("--fid_reference", config.fid_reference)
     if config.prompts and Path(config.prompts).suffix.lower() in READERS:
         need_file("--prompts", Path(config.prompts).expanduser())
-
-
-def build_metric(name: str, config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    """The metric that a protocol names, with the weights that the flags give it."""
-    if name not in BUILDERS:
-        raise ValueError(f"Unknown metric {name!r}; there are {', '.join(BUILDERS)}.")
-    return BUILDERS[name](config, protocol)
-
-
-def _canvas(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .metrics.canvas import CanvasMetric
-
-    return CanvasMetric()
-
-
-def _nudity(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .metrics.nudity import NudityMetric, NudityScorer
-
-    return NudityMetric(NudityScorer(channel_order=config.channel_order))
-
-
-def _reference(config: EvaluateConfig) -> Any:
-    from .metrics.fidelity import Reference
-
-    return Reference(config.fid_reference, config.data_cache_dir) if config.fid_reference else None
-
-
-def _needed_reference(config: EvaluateConfig, name: str) -> Any:
-    if (reference := _reference(config)) is None:
-        raise ValueError(
-            f"{name} compares with real pictures: give --fid_reference, a folder of them (for COCO those of val2014) "
-            f"or their statistics in .npz. The distance to the base model's pictures is --metrics {name}_vs_base."
-        )
-    return reference
-
-
-@cache
-def _inception(weights: Path | None) -> Any:
-    """One network for all metrics that use it."""
-    from .metrics.encoders import InceptionScorer
-
-    return InceptionScorer(weights)
-
-
-def _fid(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .metrics.fidelity import FrechetMetric
-
-    return FrechetMetric(_inception(config.inception_weights), _needed_reference(config, "fid"))
-
-
-def _fid_vs_base(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .metrics.fidelity import FrechetVsBaseMetric
-
-    return FrechetVsBaseMetric(_inception(config.inception_weights))
-
-
-def _kid(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .metrics.fidelity import KidMetric
-
-    reference = _reference(config)
-    # Statistics hold no single pictures, which KID compares: the distance to the base's remains.
-    return KidMetric(_inception(config.inception_weights), reference if reference and reference.path.is_dir() else None)
-
-
-def _encoder(config: EvaluateConfig) -> Any:
-    from .metrics.encoders import EncoderScorer
-
-    if not config.encoder:
-        raise ValueError("fd_encoder needs --encoder, a transformers vision model by hub id or folder.")
-    return EncoderScorer(config.encoder)
-
-
-def _fd_encoder(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .metrics.fidelity import EncoderFrechetMetric
-
-    return EncoderFrechetMetric(_encoder(config), _needed_reference(config, "fd_encoder"))
-
-
-def _fd_encoder_vs_base(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .metrics.fidelity import EncoderFrechetVsBaseMetric
-
-    return EncoderFrechetVsBaseMetric(_encoder(config))
-
-
-def _cmmd(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .metrics.encoders import ClipImageScorer
-    from .metrics.fidelity import CmmdMetric
-
-    scorer = ClipImageScorer(config.cmmd_model) if config.cmmd_model else ClipImageScorer()
-    return CmmdMetric(scorer, _reference(config))
-
-
-def _clip(config: EvaluateConfig) -> Any:
-    from .metrics.alignment import CLIPScorer
-
-    return CLIPScorer(config.clip_model) if config.clip_model else CLIPScorer()
-
-
-def _clip_score(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .metrics.alignment import ClipScoreMetric
-
-    return ClipScoreMetric(_clip(config))
-
-
-def _lpips(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .metrics.fidelity import LpipsMetric
-
-    return LpipsMetric(config.lpips_weights)
-
-
-def _classifiers(config: EvaluateConfig, protocol: "Protocol") -> dict[str, Any]:
-    from .metrics.accuracy import ClassifierScorer, ObjectClassifierScorer, StyleClassifierScorer
-
-    found: dict[str, Any] = {}
-    if config.classifier:
-        found["object" if protocol.family else "label"] = ClassifierScorer(config.classifier)
-    if config.object_classifier:
-        found["object"] = ObjectClassifierScorer(config.object_classifier)
-    if config.style_classifier:
-        found["style"] = StyleClassifierScorer(config.style_classifier)
-    return found
-
-
-def _accuracy(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .metrics.accuracy import AccuracyMetric
-
-    if not (classifiers := _classifiers(config, protocol)):
-        raise ValueError(
-            f"{protocol.name} needs a classifier: --classifier, or --object_classifier and --style_classifier, a "
-            "transformers image classifier by hub id or folder (such as microsoft/resnet-50 for ImageNet's classes)."
-        )
-    return AccuracyMetric(classifiers)
-
-
-def _mace(config: EvaluateConfig, protocol: "Protocol") -> "Metric":
-    from .metrics.accuracy import MaceMetric
-
-    return MaceMetric(_classifiers(config, protocol), _clip(config) if config.clip_model else None)
-
-
-BUILDERS: "dict[str, Callable[[EvaluateConfig, Protocol], Metric]]" = {
-    "canvas": _canvas,
-    "nudity": _nudity,
-    "fid": _fid,
-    "fid_vs_base": _fid_vs_base,
-    "fd_encoder": _fd_encoder,
-    "fd_encoder_vs_base": _fd_encoder_vs_base,
-    "kid": _kid,
-    "cmmd": _cmmd,
-    "clip_score": _clip_score,
-    "lpips": _lpips,
-    "accuracy": _accuracy,
-    "mace": _mace,
-}
