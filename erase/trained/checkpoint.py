@@ -57,29 +57,37 @@ def find_checkpoint(name: str, output_dir: Path) -> Checkpoint:
     return Checkpoint(folder, int(match[1]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """What a checkpoint holds of a run, and what it is put back into."""
+
+    trainable: Mapping[str, Tensor]
+    """Name → parameter that the optimiser moves."""
+    masks: Mapping[str, Tensor]
+    """Name → which of its weights."""
+    optimizer: MaskedAdamW
+    """Holds their moments."""
+    identity: Mapping[str, str]
+    """What a checkpoint must agree with: hashes of base, mask and data, the settings as JSON."""
+    scaler: Any = None
+    """Gradient scaler of fp16."""
+
+
 def save_checkpoint(
-    output_dir: Path,
-    step: int,
-    history: list[dict[str, float]],
-    trainable: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-    optimizer: MaskedAdamW,
-    identity: Mapping[str, str],
-    scaler: Any = None,
-    limit: int | None = None,
+    output_dir: Path, state: TrainState, step: int, history: list[dict[str, float]], limit: int | None = None
 ) -> None:
     """Write output_dir/checkpoint-{step}/state.safetensors, then drop the oldest checkpoints beyond `limit`."""
     tensors: dict[str, Tensor] = {}
-    for name, parameter in trainable.items():
-        tensors[f"weight/{name}"] = parameter.detach()[masks[name]]
+    for name, parameter in state.trainable.items():
+        tensors[f"weight/{name}"] = parameter.detach()[state.masks[name]]
         for key in ("exp_avg", "exp_avg_sq"):
-            if key in optimizer.state[parameter]:
-                tensors[f"{key}/{name}"] = optimizer.state[parameter][key].reshape(-1)
-    metadata = dict(identity) | {
+            if key in state.optimizer.state[parameter]:
+                tensors[f"{key}/{name}"] = state.optimizer.state[parameter][key].reshape(-1)
+    metadata = dict(state.identity) | {
         "format": "erase.checkpoint/1",
         "step": str(step),
         "history": json.dumps(history),
-        "scaler": json.dumps(scaler.state_dict() if scaler else {}),
+        "scaler": json.dumps(state.scaler.state_dict() if state.scaler else {}),
     }
     atomic_save({k: v.cpu() for k, v in tensors.items()}, output_dir / f"checkpoint-{step}" / STATE_FILE, metadata)
     for old in list_checkpoints(output_dir)[: -limit if limit else 0]:
@@ -105,30 +113,22 @@ def _changes(there: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
 
 
 @torch.no_grad()
-def load_checkpoint(
-    checkpoint: Checkpoint,
-    trainable: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-    optimizer: MaskedAdamW,
-    identity: Mapping[str, str],
-    scaler: Any = None,
-) -> tuple[int, list[dict[str, float]]]:
+def load_checkpoint(checkpoint: Checkpoint, state: TrainState) -> tuple[int, list[dict[str, float]]]:
     """Put a checkpoint's weights and moments in place; returns the step and the losses so far."""
     tensors, metadata = read_safetensors(checkpoint.folder / STATE_FILE)
-    if changed := list(_changes(metadata, identity)):
+    if changed := list(_changes(metadata, state.identity)):
+        lines = "\n  ".join(changed)
         raise ValueError(
-            f"{checkpoint.folder} belongs to another run:\n  "
-            + "\n  ".join(changed)
-            + "\nResume with the settings that "
-            "it was started with, or start afresh in another --output_dir."
+            f"{checkpoint.folder} belongs to another run:\n  {lines}\nResume with the settings that it was started "
+            "with, or start afresh in another --output_dir."
         )
-    for name, parameter in trainable.items():
-        parameter[masks[name]] = tensors[f"weight/{name}"].to(parameter.device)
+    for name, parameter in state.trainable.items():
+        parameter[state.masks[name]] = tensors[f"weight/{name}"].to(parameter.device)
         if f"exp_avg/{name}" in tensors:
-            whole = parameter.shape if masks[name].all() else (-1,)
+            whole = parameter.shape if state.masks[name].all() else (-1,)
             moments = {key: tensors[f"{key}/{name}"].reshape(whole) for key in ("exp_avg", "exp_avg_sq")}
-            state = moments | {"step": torch.tensor(float(metadata["step"]))}
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
-    if scaler:
-        scaler.load_state_dict(json.loads(metadata["scaler"]))
+            moments["step"] = torch.tensor(float(metadata["step"]))
+            state.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
+    if state.scaler:
+        state.scaler.load_state_dict(json.loads(metadata["scaler"]))
     return int(metadata["step"]), json.loads(metadata["history"])

@@ -29,7 +29,7 @@ from ..saliency.mask import SaliencyMask
 from ..saliency.scopes import SCOPES
 from .attention import cross_attention_maps
 from .balance import bilevel, project
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, TrainState, load_checkpoint, save_checkpoint
 from .objectives import OBJECTIVES, Batch, Losses, Models
 from .optim import MaskedAdamW, clip_grad_norm, proximal_quantile, proximal_step
 
@@ -202,11 +202,20 @@ class Trainer:
         self.schedule = self._schedule_after(0)
         self.forward, self.prepared = self.accelerator.prepare(module, self.optimizer)
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of this very run; anything else is refused."""
-        self.step, self.history = load_checkpoint(
-            checkpoint, self.trainable, self.masks, self.optimizer, self.identity, self.accelerator.scaler
+    @property
+    def state(self) -> TrainState:
+        """What a checkpoint holds."""
+        return TrainState(
+            trainable=self.trainable,
+            masks=self.masks,
+            optimizer=self.optimizer,
+            identity=self.identity,
+            scaler=self.accelerator.scaler,
         )
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of this very run; anything else is refused."""
+        self.step, self.history = load_checkpoint(checkpoint, self.state)
         self.schedule = self._schedule_after(self.step)
 
     def _schedule_after(self, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
@@ -221,10 +230,8 @@ class Trainer:
     def save(self) -> None:
         """Write checkpoint-{step} atomically and drop the oldest beyond the limit."""
         if self.accelerator.is_main_process:
-            save_checkpoint(
-                self.config.output_dir, self.step, self.history, self.trainable, self.masks, self.optimizer,
-                self.identity, self.accelerator.scaler, self.config.checkpoints_total_limit,
-            )  # fmt: skip
+            limit = self.config.checkpoints_total_limit
+            save_checkpoint(self.config.output_dir, self.state, self.step, self.history, limit)
         self.accelerator.wait_for_everyone()
 
     def train(self) -> list[dict[str, float]]:
