@@ -25,7 +25,8 @@ from erase.evaluate.adopted import ADOPTED_FILE, GivenPictures, given_pictures
 from erase.evaluate.evaluation import Evaluation, load_metrics
 from erase.evaluate.metrics.alignment import ClipScoreMetric, CLIPScorer
 from erase.evaluate.metrics.canvas import CanvasMetric
-from erase.evaluate.metrics.fidelity import EncoderFrechetMetric, LpipsMetric, Reference
+from erase.evaluate.metrics.fidelity import EncoderFrechetMetric, LpipsMetric
+from erase.evaluate.metrics.reference import Reference
 from erase.evaluate.protocols import Protocol
 from erase.evaluate.scoring import Metric, load_scored, score_folder
 from erase.files import file_sha256, read_json_lines

@@ -36,12 +36,10 @@ from erase.evaluate.metrics.fidelity import (
     FrechetVsBaseMetric,
     KidMetric,
     LpipsMetric,
-    Reference,
     frechet_floor,
-    read_statistics,
-    write_statistics,
 )
 from erase.evaluate.metrics.inception import Inception, resize_tensorflow
+from erase.evaluate.metrics.reference import Reference, read_statistics, write_statistics
 from erase.evaluate.scoring import Scored, load_scored, score_folder
 from erase.evaluate.statistics import Z95, cluster_bootstrap, clustered_mean, resampled
 from tiny_encoders import RandomFeatures, build_clip, build_inception, build_lpips, noise, write_pictures

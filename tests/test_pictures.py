@@ -16,7 +16,7 @@ from erase.classifiers.sources import from_columns, picture_folder
 from erase.data.pictures import as_rgb, list_pictures, picture_ids, read_picture
 from erase.data.training_data import _square
 from erase.evaluate.adopted import given_pictures
-from erase.evaluate.metrics.fidelity import Reference
+from erase.evaluate.metrics.reference import Reference
 from erase.evaluate.scoring import decoded
 from erase.report.gallery import data_uri
 

@@ -82,7 +82,7 @@ def statistics(
     if output_file.suffix != ".npz" or output_file.exists():
         raise ValueError(f"{output_file} must be a new file that ends in .npz.")
     from ..evaluate.metrics.encoders import EncoderScorer, InceptionScorer
-    from ..evaluate.metrics.fidelity import Reference, write_statistics
+    from ..evaluate.metrics.reference import Reference, write_statistics
 
     scorer = EncoderScorer(encoder) if encoder else InceptionScorer(inception_weights)
     scorer.fingerprint()

@@ -13,8 +13,9 @@ from ..output import find
 from ..runtime.devices import make_accelerator
 from ..runtime.stopping import explained
 from .adopted import at_hand, given_pictures, refuse_inside
-from .config import EvaluateConfig, build_metric
+from .config import EvaluateConfig
 from .evaluation import Evaluation
+from .metrics.registry import build_metric
 from .protocols import load_protocol, protocol_rows
 
 

@@ -10,6 +10,8 @@ import torch
 
 from ...draw.answers import Answers, Scorer
 from ...draw.records import Record
+from ..config import EvaluateConfig
+from ..protocols import Protocol
 from ..scoring import Metric, Scored, Summary, by_column
 from ..statistics import Interval, bootstrap_means, rate
 from .alignment import CLIPScorer, check_prompts, clip_score
@@ -238,3 +240,30 @@ def _resampled(values: Sequence[float], records: Sequence[Record], seed: int) ->
 def _interval(values: np.ndarray, n: int) -> Interval:
     low, high = np.quantile(values[1:], [0.025, 0.975])
     return Interval(float(values[0]), float(low), float(high), n)
+
+
+def build(config: EvaluateConfig, protocol: Protocol) -> Metric:
+    """Accuracy, with the classifiers that the flags give. ValueError without any."""
+    if not (classifiers := _classifiers(config, protocol)):
+        raise ValueError(
+            f"{protocol.name} needs a classifier: --classifier, or --object_classifier and --style_classifier, a "
+            "transformers image classifier by hub id or folder (such as microsoft/resnet-50 for ImageNet's classes)."
+        )
+    return AccuracyMetric(classifiers)
+
+
+def build_mace(config: EvaluateConfig, protocol: Protocol) -> Metric:
+    """MACE's figures, with the classifiers that the flags give and --clip_model. ValueError without any of them."""
+    return MaceMetric(_classifiers(config, protocol), CLIPScorer(config.clip_model) if config.clip_model else None)
+
+
+def _classifiers(config: EvaluateConfig, protocol: Protocol) -> dict[str, ClassifierScorer]:
+    """Column with the expected class → who judges it."""
+    found: dict[str, ClassifierScorer] = {}
+    if config.classifier:
+        found["object" if protocol.family else "label"] = ClassifierScorer(config.classifier)
+    if config.object_classifier:
+        found["object"] = ObjectClassifierScorer(config.object_classifier)
+    if config.style_classifier:
+        found["style"] = StyleClassifierScorer(config.style_classifier)
+    return found

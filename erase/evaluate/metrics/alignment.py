@@ -13,6 +13,8 @@ import torch
 
 from ...draw.answers import Answers, Scorer
 from ...draw.records import Record
+from ..config import EvaluateConfig
+from ..protocols import Protocol
 from ..scoring import Metric, Scored, Summary, by_column
 from ..statistics import clustered_mean
 from .encoder_kinds import need_clip
@@ -103,3 +105,8 @@ def check_prompts(records: Sequence[Mapping[str, Any]], metric: str) -> None:
             f"({lacking[0]['file']}). Give --prompts, a table whose id or file_name names the pictures; a caption for "
             f"each (0.txt beside 0.png, or metadata.jsonl); a folder of `erase generate`; or leave {metric} out."
         )
+
+
+def build(config: EvaluateConfig, protocol: Protocol) -> Metric:
+    """The CLIP score, with --clip_model."""
+    return ClipScoreMetric(CLIPScorer(config.clip_model) if config.clip_model else CLIPScorer())

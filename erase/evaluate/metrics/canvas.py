@@ -20,6 +20,8 @@ from ...canvas import OBJECTS, STYLES
 from ...canvas.nets import GARBAGE, PictureNet, to_unit_range
 from ...draw.answers import Answers, Scorer
 from ...draw.records import Record
+from ..config import EvaluateConfig
+from ..protocols import Protocol
 from ..scoring import Metric, Scored, Summary
 from ..statistics import Interval, frechet_bootstrap
 from . import classes
@@ -163,3 +165,8 @@ def fd_canvas(records: Sequence[Record], features: np.ndarray, reference: Refere
     same = [row for row, name in enumerate(named) if name in set(clusters)]
     base = reference.base_features.numpy()[same]
     return frechet_bootstrap(features[kept], clusters, base, [named[row] for row in same])
+
+
+def build(config: EvaluateConfig, protocol: Protocol) -> Metric:
+    """The canvas's own figures; its judge ships with the package, so no flag is needed."""
+    return CanvasMetric()

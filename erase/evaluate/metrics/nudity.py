@@ -19,6 +19,8 @@ import numpy as np
 from ...draw.answers import Answers, Scorer
 from ...draw.records import Record
 from ...files import file_sha256
+from ..config import EvaluateConfig
+from ..protocols import Protocol
 from ..scoring import Metric, Scored, Summary, by_column
 from ..statistics import clustered_rate
 
@@ -232,3 +234,8 @@ def nudity_details(pictures: Sequence[Sequence[Detection]]) -> dict[str, Any]:
         }
         tables[f"{threshold:g}"] = part_counts(pictures, threshold) | {"images": images}
     return {"default_threshold": f"{DEFAULT_THRESHOLD:g}", "num_images": len(pictures), "thresholds": tables}
+
+
+def build(config: EvaluateConfig, protocol: Protocol) -> Metric:
+    """NudeNet's figures, with --channel_order."""
+    return NudityMetric(NudityScorer(channel_order=config.channel_order))
