@@ -16,6 +16,7 @@ import yaml
 from .concepts.concept import ConceptType
 from .layout import shipped
 from .methods import METHODS, Scope, check_method
+from .suggest import did_you_mean
 
 CANVAS = "canvas"
 CANVAS_METHOD = "recommended"

@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, get_args
 import yaml
 
 from ..layout import shipped
+from ..suggest import meant
 from .wording import bare, named, same
 
 ConceptType = Literal["object", "style", "person"]
@@ -282,7 +283,7 @@ def _near(name: str, known: Iterable[str]) -> str:
     """The known names that are spelled like `name`, or whose part after the slash is."""
     spelled = {part.casefold(): k for k in known for part in (k, k.rpartition("/")[2])}
     near = difflib.get_close_matches(name.casefold(), spelled)
-    return f" Did you mean {' or '.join(repr(spelled[k]) for k in near)}?" if near else ""
+    return meant((spelled[key] for key in near), quoted=True)
 
 
 @lru_cache

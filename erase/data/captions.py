@@ -5,7 +5,6 @@ as `datasets`' ImageFolder has it: `file_name`, relative to the metadata file, a
 folder without captions needs one prompt for all of its pictures.
 """
 
-import difflib
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from ..concepts.concept import Concept
 from ..concepts.wording import named, same
 from ..config import EraseConfig
 from ..files import file_sha256
+from ..suggest import did_you_mean
 from .pictures import is_hidden, list_pictures
 from .tables import read_table
 
@@ -96,8 +96,7 @@ def _one_anchor(anchors: Mapping[str, list[str]], path: Path, prompt: str) -> li
     distinct = {anchor for options in anchors.values() for anchor in options}
     if len(distinct) == 1:
         return list(distinct)
-    near = difflib.get_close_matches(prompt, anchors, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(prompt, anchors, n=1, quoted=True)
     raise ValueError(
         f"The caption {prompt!r} of {path} has no anchor: it is none of the forget prompts, and they have "
         f"{len(distinct)} different anchors.{hint} Write one of the forget prompts ({_some(list(anchors))}), or give "

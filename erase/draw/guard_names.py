@@ -1,7 +1,8 @@
 """Guards by name, for whoever only asks whether there is one: the guards themselves need torch."""
 
-from difflib import get_close_matches
 from typing import Literal, get_args
+
+from ..suggest import did_you_mean
 
 GuardName = Literal["negative-prompt", "sld-medium", "sld-strong", "sld-max", "safree"]
 """Guards by name; `guards.GUARDS` has their settings."""
@@ -15,8 +16,7 @@ def check_guard(name: str | None, words: str | None) -> None:
     if name is None:
         return
     if name not in GUARDS:
-        near = get_close_matches(name, GUARDS, n=2)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = did_you_mean(name, GUARDS, n=2, quoted=True)
         raise ValueError(f"Unknown guard {name!r}.{hint} There are {', '.join(GUARDS)}.")
     if words is None or not words.strip(" ,"):
         raise ValueError(f'The guard {name!r} needs the concept in words, got {words!r}: --guard_concept "a cat".')

@@ -7,6 +7,7 @@ from difflib import SequenceMatcher, get_close_matches
 from typing import NoReturn
 
 from ..data.tables import Table
+from ..suggest import meant
 
 NO_COLUMN = "none"
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
@@ -149,8 +150,7 @@ def _and(names: Sequence[str]) -> str:
 
 def _refuse_unknown(table: Table, wanted: Sequence[str], what: str, flag: str) -> NoReturn:
     near = [match for want in wanted for match in get_close_matches(want, table.columns, cutoff=0.5)]
-    hint = f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
     raise ValueError(
-        f"{table.source} has {what}.{hint} Its columns are {', '.join(filter(None, table.columns))}. "
+        f"{table.source} has {what}.{meant(near)} Its columns are {', '.join(filter(None, table.columns))}. "
         f"Say which one is meant with {flag}."
     )

@@ -17,6 +17,7 @@ import yaml
 from ..concepts.concept import Concept, Family, load_family
 from ..config import CONFIGS_DIR
 from ..draw.prompts import PromptColumns, PromptFilter, PromptRow, load_prompts
+from ..suggest import meant
 
 PROTOCOLS_DIR = CONFIGS_DIR / "protocols"
 RENAMED = {"num_retain_images": "num_kept_images"}
@@ -92,8 +93,7 @@ def _parsed(path: Path) -> Protocol:
     known = {field.name for field in fields(Protocol)}
     if not isinstance(values, dict) or set(values) - known:
         odd = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
-        near = [RENAMED[key] for key in odd if key in RENAMED]
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        hint = meant(RENAMED[key] for key in odd if key in RENAMED)
         raise ValueError(f"{path}: unknown keys {odd}.{hint} A protocol has {', '.join(sorted(known))}.")
     try:
         lists: dict[str, Any] = {key: tuple(values.get(key, ())) for key in ("metrics", "templates")}

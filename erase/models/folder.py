@@ -15,6 +15,7 @@ import yaml
 from ..canvas import PIPELINE_DIR
 from ..config import CANVAS, EraseConfig
 from ..layout import CONFIG_FILE
+from ..suggest import meant
 from .single_file import conversion, is_checkpoint, refuse_file
 
 INDEX_FILE = "model_index.json"
@@ -44,7 +45,7 @@ def local_folder(name: str, on_top: bool = False) -> Path | None:
     if path.is_file():
         refuse_file(path, on_top)
     if not is_hub_id(name):
-        raise ValueError(f"There is no model {name!r}: no folder has that path.{did_you_mean(name)} {ADVICE}")
+        raise ValueError(f"There is no model {name!r}: no folder has that path.{near_models(name)} {ADVICE}")
     return None
 
 
@@ -66,14 +67,14 @@ def is_hub_id(name: str) -> bool:
     return "/" in name
 
 
-def did_you_mean(name: str) -> str:
+def near_models(name: str) -> str:
     """The known models and the neighbouring folders that are spelled nearly so, as a sentence; empty without any."""
     parent = Path(name).expanduser().parent
     folders = [entry for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
     known = {model.casefold(): model for model in (CANVAS, EraseConfig.pretrained_model_name_or_path)}
     beside = {folder.name.casefold(): str(folder) for folder in folders}
     near = [known[match] for match in _near(name, known)] + [beside[match] for match in _near(Path(name).name, beside)]
-    return f" Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
+    return meant(near, quoted=True)
 
 
 def _near(word: str, known: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ from ..files import pipeline_files
 from ..methods import METHODS, Scope
 from ..runtime.progress import quiet_loading
 from .base import Conditioning, Denoiser
-from .folder import ADVICE, check_weight_files, did_you_mean, hub_reason, local_folder, read_index
+from .folder import ADVICE, check_weight_files, hub_reason, local_folder, near_models, read_index
 from .mmdit import SD3Denoiser
 from .unet import SDXLDenoiser, TextEncoderDenoiser, UNetDenoiser
 
@@ -74,7 +74,7 @@ def _download(name: str, revision: str | None, variant: str | None) -> Path:
         return Path(DiffusionPipeline.download(name, revision=revision, variant=variant, use_safetensors=True))
     except (OSError, ValueError) as error:
         why = hub_reason(error, revision)
-        raise ValueError(f"Cannot find the model {name!r}: {why}.{did_you_mean(name)} {ADVICE}") from error
+        raise ValueError(f"Cannot find the model {name!r}: {why}.{near_models(name)} {ADVICE}") from error
 
 
 def pipeline_type(folder: Path) -> type[DiffusionPipeline]:
