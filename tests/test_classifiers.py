@@ -21,7 +21,7 @@ from erase.classifiers.boundary import expanded, narrowed, nearest_wrong_labels
 from erase.classifiers.examples import Examples, forget_rows, moved
 from erase.classifiers.forget import forgotten
 from erase.classifiers.influence import influence
-from erase.classifiers.methods import METHODS, ForgetSettings, Job, make_mask, other_labels
+from erase.classifiers.methods import METHODS, ForgetJob, ForgetSettings, make_mask, other_labels
 from erase.classifiers.metrics import confidence, gap, membership_inference, score
 from erase.classifiers.nets import build, fresh, head_of, logits_of
 from erase.classifiers.smoothing import exchanged, smoothed_targets, without_own
@@ -49,10 +49,10 @@ def trained() -> nn.Module:
     return train(build("mlp", (6,), CLASSES, 0), blobs(160, 0), QUICK, 0)
 
 
-def job_of(model: nn.Module, **settings: object) -> Job:
+def job_of(model: nn.Module, **settings: object) -> ForgetJob:
     data, rows = blobs(160, 0), forget_rows(blobs(160, 0).labels, fraction=0.2, label=None, indices=None, seed=1)
     values = {"batch_size": 32, "epochs": 3} | settings
-    return Job(
+    return ForgetJob(
         model=copy.deepcopy(model), forget=data[rows], retain=data[~rows], num_classes=CLASSES, training=QUICK,
         settings=ForgetSettings(**values),  # type: ignore[arg-type]
     )  # fmt: skip

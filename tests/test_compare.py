@@ -32,7 +32,7 @@ from erase.compare import runner as runner_module
 from erase.compare.config import GUARDS, parse_entries, slug
 from erase.compare.jobs import PROOF_BATCH_SIZE, differences, next_step, plan, write_protocol
 from erase.compare.pareto import Axes, axes_of, erased, kept, pareto_front
-from erase.compare.rows import Summary, aggregate, average_gap, rows_of
+from erase.compare.rows import MethodSummary, aggregate, average_gap, rows_of
 from erase.compare.runner import environment, log_tail, run_jobs, share_of
 from erase.compare.table import cells, columns_of, markdown_table, text_table
 from erase.html.label_placement import place_labels, text_width
@@ -471,7 +471,7 @@ def test_a_columns_label_says_which_way_is_better() -> None:
     found = {column.key: (column.label.shown, column.sign) for column in of_canvas}
     assert found == {"ua": ("UA ↑", 1), "fd_canvas": ("FD-canvas ↓", -1)} | costs
     means = {"clip_score": 30.0, "clip_score_retain": 31.0, "lpips": 0.2, "fid": 17.0, "own ↑": 1.0}
-    others = columns_of([Summary(method="a", kind="trained", n=1, mean=means, sd={}, interval={})])
+    others = columns_of([MethodSummary(method="a", kind="trained", n=1, mean=means, sd={}, interval={})])
     found = {column.key: (column.label.shown, column.sign) for column in others}
     assert found == {
         "clip_score": ("CLIP score ↑", 1), "lpips": ("LPIPS to base", 0), "fid": ("FID ↓", -1), "own ↑": ("own ↑", 0),

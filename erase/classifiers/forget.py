@@ -11,7 +11,7 @@ from torch import nn
 from ..saliency.mask import SaliencyMask
 from ..suggest import need_name
 from .examples import Examples, check_split
-from .methods import METHODS, Job, make_mask
+from .methods import METHODS, ForgetJob, make_mask
 from .metrics import score
 from .nets import num_classes_of
 from .settings import ForgetSettings, TrainSettings, own_mask
@@ -63,7 +63,7 @@ def classify(
     held = None if test is None else as_examples(test, "test")
     count = num_classes_of(model, gone)
     check_split(gone, kept, count)
-    job = Job(
+    job = ForgetJob(
         model=copy.deepcopy(model), forget=gone, retain=kept, num_classes=count, settings=chosen,
         training=training or TrainSettings(), seed=seed,
     )  # fmt: skip
@@ -101,7 +101,7 @@ def _advice(model: object) -> str:
     return "Wrap what computes the logits in a torch.nn.Module."
 
 
-def forgotten(job: Job, method: str) -> Forgotten:
+def forgotten(job: ForgetJob, method: str) -> Forgotten:
     """Mask and method, timed; the job's model is spent. RuntimeWarning where the weights are not finite any more."""
     started = time.perf_counter()
     mask = make_mask(job)

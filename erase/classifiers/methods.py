@@ -1,7 +1,7 @@
 """Ways to make a classifier forget: those that SalUn's paper compares (arXiv 2310.12508, section 5), and one more.
 
-Each is a function of a `Job`: it changes the job's model in place and returns it. All of them honour the mask: what it
-leaves out keeps its bits.
+Each is a function of a `ForgetJob`: it changes the job's model in place and returns it. All of them honour the mask:
+what it leaves out keeps its bits.
 """
 
 import math
@@ -22,11 +22,11 @@ from .influence import influence
 from .nets import fresh, logits_of
 from .settings import ForgetSettings, MaskName, TrainSettings
 from .smoothing import smoothed_targets
-from .training import Batch, batches, descend, share_of, train
+from .training import LabelledBatch, batches, descend, share_of, train
 
 
 @dataclass(kw_only=True)
-class Job:
+class ForgetJob:
     """One model that forgets."""
 
     model: nn.Module
@@ -60,7 +60,7 @@ class Job:
         whole, left = divmod(self.settings.epochs, 1)
         return [1.0] * int(whole) + [left] * (left > 0)
 
-    def passes(self, examples: Examples, share: float = 1.0) -> Iterator[Batch]:
+    def passes(self, examples: Examples, share: float = 1.0) -> Iterator[LabelledBatch]:
         """One pass over a share of the examples in random order."""
         return batches(examples, self.settings.batch_size, self.generator, self.device, share)
 
@@ -77,24 +77,24 @@ class Job:
         return self.model.eval()
 
 
-def retrain(job: Job) -> nn.Module:
+def retrain(job: ForgetJob) -> nn.Module:
     """Cross-entropy on the retain set from new weights: the reference that the others approximate."""
     if job.masks is not None:
         raise ValueError("retrain starts from new weights, which a mask cannot hold; leave the mask out.")
     return train(fresh(job.model, job.seed), job.retain, job.training, job.seed)
 
 
-def fine_tune(job: Job) -> nn.Module:
+def fine_tune(job: ForgetJob) -> nn.Module:
     """FT: cross-entropy on the retain set; what is not rehearsed fades (Golatkar et al., arXiv 1911.04933)."""
     return job.trained_on(job.retain)
 
 
-def gradient_ascent(job: Job) -> nn.Module:
+def gradient_ascent(job: ForgetJob) -> nn.Module:
     """GA: up the cross-entropy on the forget set (Thudi et al., arXiv 2109.13398)."""
     return job.trained_on(job.forget, lambda logits, labels: -cross_entropy(logits, labels))
 
 
-def random_label(job: Job, after: Callable[[], object] | None = None) -> nn.Module:
+def random_label(job: ForgetJob, after: Callable[[], object] | None = None) -> nn.Module:
     """RL: cross-entropy to labels y' ≠ y, drawn anew each epoch, on the forget set; then to its own on the retain set.
 
     With a salient mask this is SalUn (arXiv 2310.12508, eq. 5 and 6).
@@ -114,7 +114,7 @@ def other_labels(labels: Tensor, num_classes: int, generator: torch.Generator) -
     return (labels + shift) % num_classes
 
 
-def soft_random_label(job: Job) -> nn.Module:
+def soft_random_label(job: ForgetJob) -> nn.Module:
     """SalUn-soft: RL whose small changes are thresholded away after each step, fewer and fewer of them."""
     base = {name: p.detach().clone() for name, p in job.model.named_parameters()}
     total, done = job.steps(job.forget) + job.steps(job.retain), 0
@@ -128,7 +128,7 @@ def soft_random_label(job: Job) -> nn.Module:
     return random_label(job, after=shrink)
 
 
-def l1_sparse(job: Job) -> nn.Module:
+def l1_sparse(job: ForgetJob) -> nn.Module:
     """FT with α(1 − e/E)‖θ‖₁ on top: sparse weights forget more readily (Jia et al., arXiv 2304.04934)."""
     optimizer = job.optimizer()
     for epoch, share in enumerate(job.shares()):
@@ -143,7 +143,7 @@ def l1_sparse(job: Job) -> nn.Module:
 
 
 @torch.no_grad()
-def influence_unlearning(job: Job) -> nn.Module:
+def influence_unlearning(job: ForgetJob) -> nn.Module:
     """IU: one Newton step away from the forget set, θ + α H⁻¹ Σ ∇ℓ_f / N (arXiv 1703.04730, 2106.15093)."""
     s, model = job.settings, job.model.eval()
     rows = torch.randperm(len(job.retain), generator=job.generator)[: s.fisher_examples]
@@ -154,20 +154,20 @@ def influence_unlearning(job: Job) -> nn.Module:
     return model
 
 
-def boundary_expand(job: Job) -> nn.Module:
+def boundary_expand(job: ForgetJob) -> nn.Module:
     """BE: the forget set is trained towards an extra class, which is dropped afterwards (arXiv 2303.11570)."""
     model, masks = expanded(job.model, job.num_classes, job.masks, job.seed)
     extra = job.forget.relabelled(torch.full_like(job.forget.labels, job.num_classes))
     return narrowed(replace(job, model=model, masks=masks).trained_on(extra), job.num_classes).eval()
 
 
-def boundary_shrink(job: Job) -> nn.Module:
+def boundary_shrink(job: ForgetJob) -> nn.Module:
     """BS: each forgotten example is trained towards the wrong class nearest to it (arXiv 2303.11570)."""
     nearest = nearest_wrong_labels(job.model, job.forget, job.settings.fgsm)
     return job.trained_on(job.forget.relabelled(nearest))
 
 
-def smoothed(job: Job) -> nn.Module:
+def smoothed(job: ForgetJob) -> nn.Module:
     """SalUn towards what a model that never saw the forget set would say (`smoothing.py`), retained examples beside.
 
     Each batch of the retain set takes its share of the forget set along, so that neither undoes the other, and the
@@ -181,7 +181,7 @@ def smoothed(job: Job) -> nn.Module:
     return job.model.eval()
 
 
-def _beside(job: Job, targets: Tensor, share: float) -> Iterator[Batch]:
+def _beside(job: ForgetJob, targets: Tensor, share: float) -> Iterator[LabelledBatch]:
     """Batches of a share of the retain set with as great a share of the forgotten ones and their targets after them."""
     order = torch.randperm(len(job.forget), generator=job.generator)[: share_of(len(job.forget), share)]
     parts = order.tensor_split(job.steps(job.retain, share))
@@ -191,7 +191,7 @@ def _beside(job: Job, targets: Tensor, share: float) -> Iterator[Batch]:
         yield torch.cat([inputs, forgotten]), torch.cat([own, targets[rows].to(job.device)])
 
 
-METHODS: dict[str, Callable[[Job], nn.Module]] = {
+METHODS: dict[str, Callable[[ForgetJob], nn.Module]] = {
     "retrain": retrain,
     "ft": fine_tune,
     "ga": gradient_ascent,
@@ -207,7 +207,7 @@ METHODS: dict[str, Callable[[Job], nn.Module]] = {
 SALIENCY_BATCH = 256
 
 
-def make_mask(job: Job) -> SaliencyMask | None:
+def make_mask(job: ForgetJob) -> SaliencyMask | None:
     """The mask that the settings name: saliency is the gradient of −cross-entropy on the forget set (eq. 4)."""
     s, names = job.settings, _open_parameters(job.model, job.settings.frozen_layers)
     scope = names.__contains__
@@ -234,7 +234,7 @@ def _open_parameters(model: nn.Module, frozen_layers: int) -> set[str]:
     return {name for name, layer in layer_of.items() if layer in layers[frozen_layers:]}
 
 
-def _forgetting_losses(job: Job) -> Iterator[Callable[[], Tensor]]:
+def _forgetting_losses(job: ForgetJob) -> Iterator[Callable[[], Tensor]]:
     """−CE on the forgotten examples that count, a batch at a time; their sum is the mean over these."""
     order = torch.arange(len(job.forget))
     if job.settings.mask_examples is not None:

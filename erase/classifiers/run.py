@@ -30,7 +30,7 @@ from ..saliency.mask import SaliencyMask
 from .config import ClassifyConfig
 from .examples import Examples, check_split, forget_rows
 from .forget import Forgotten, forgotten
-from .methods import Job, make_mask
+from .methods import ForgetJob, make_mask
 from .metrics import score
 from .nets import ARCHITECTURES, build, load_classifier, num_classes_of, save_classifier
 from .settings import FLOOR, ORIGINAL, REFERENCE, ForgetSettings
@@ -223,9 +223,9 @@ class Task:
         named = {f"{name}_sha256": _sha256(path) for name, path in paths.items() if path.exists()}
         return plain | {"data_sha256": digest.hexdigest()} | named
 
-    def job(self, settings: ForgetSettings, model: nn.Module, parts: tuple[Examples, Examples], seed: int) -> Job:
+    def job(self, settings: ForgetSettings, model: nn.Module, parts: tuple[Examples, Examples], seed: int) -> ForgetJob:
         """The job of a model with this data set's classes and training."""
-        return Job(
+        return ForgetJob(
             model=model, forget=parts[0], retain=parts[1], num_classes=len(self.names), settings=settings,
             training=self.config.training(), seed=seed,
         )  # fmt: skip

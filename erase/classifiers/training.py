@@ -14,7 +14,7 @@ from .examples import Examples
 from .nets import logits_of
 from .settings import TrainSettings
 
-Batch = tuple[Tensor, Tensor]
+LabelledBatch = tuple[Tensor, Tensor]
 EVALUATION_BATCH = 1000
 SHORT = 10
 """Seconds after which training shows how far it is."""
@@ -22,7 +22,7 @@ SHORT = 10
 
 def batches(
     examples: Examples, batch_size: int, generator: torch.Generator, device: torch.device, share: float = 1.0
-) -> Iterator[Batch]:
+) -> Iterator[LabelledBatch]:
     """One pass over a share of the examples in random order."""
     order = torch.randperm(len(examples), generator=generator)[: share_of(len(examples), share)]
     for rows in order.split(batch_size):
@@ -37,7 +37,7 @@ def share_of(count: int, share: float) -> int:
 def descend(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    data: Iterable[Batch],
+    data: Iterable[LabelledBatch],
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     after: Callable[[], object] | None = None,
 ) -> None:

@@ -12,7 +12,7 @@ from ..layout import EVALUATION_DIR, EVALUATION_FILE, METRICS_FILE
 from .chance import Estimate, leaders, lesser, over_seeds
 from .config import BASE
 from .pareto import Axes, axes_of, erased, kept, unbeaten
-from .rows import Row, Summary, aggregate, protocol_of, rows_of
+from .rows import MethodSummary, Row, aggregate, protocol_of, rows_of
 from .table import ordered
 
 FORMAT = "erase.compare/1"
@@ -97,13 +97,13 @@ def leaders_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     }
 
 
-def described(summary: Summary) -> dict[str, Any]:
+def described(summary: MethodSummary) -> dict[str, Any]:
     """A summary as JSON."""
     names = {"method": summary.method, "kind": summary.kind, "n": summary.n}
     return names | {name: dict(getattr(summary, name)) for name in ("mean", "sd", "interval")}
 
 
-def summaries_of(comparison: Mapping[str, Any]) -> list[Summary]:
+def summaries_of(comparison: Mapping[str, Any]) -> list[MethodSummary]:
     """The summaries back from JSON, in the table's order."""
     names = ("method", "kind", "n", "mean", "sd", "interval")
-    return [Summary(**{name: line[name] for name in names}) for line in comparison["summary"]]
+    return [MethodSummary(**{name: line[name] for name in names}) for line in comparison["summary"]]

@@ -120,7 +120,7 @@ def _read(path: Path) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class MethodSummary:
     """A method's rows in one line."""
 
     method: str
@@ -142,7 +142,7 @@ class Summary:
         return Estimate(value, *self.interval.get(key, (value, value) if key in COSTS else ()))
 
 
-def aggregate(rows: Iterable[Mapping[str, Any]]) -> list[Summary]:
+def aggregate(rows: Iterable[Mapping[str, Any]]) -> list[MethodSummary]:
     """Mean with its interval, standard deviation and number of each method's rows, in the methods' first order."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -150,11 +150,11 @@ def aggregate(rows: Iterable[Mapping[str, Any]]) -> list[Summary]:
     return [_summary(method, of) for method, of in groups.items()]
 
 
-def _summary(method: str, rows: Sequence[Mapping[str, Any]]) -> Summary:
+def _summary(method: str, rows: Sequence[Mapping[str, Any]]) -> MethodSummary:
     keys = dict.fromkeys(key for row in rows for key in row if key not in NAMES)
     found = {key: [estimate_of(row, key) for row in rows if row.get(key) is not None] for key in keys}
     means = {key: _mean_of(key, of) for key, of in found.items() if of}
-    return Summary(
+    return MethodSummary(
         method=method,
         kind=rows[0]["kind"],
         n=len(rows),

@@ -8,7 +8,7 @@ from ..evaluate.table import Label, label_of
 from ..html.figures import DASH, plain
 from .chance import marked
 from .config import BASE
-from .rows import COSTS, Summary
+from .rows import COSTS, MethodSummary
 
 FIGURES = ("ua", "ua_coherent", "ira", "cra", "coherence", "fd_canvas")
 """Columns of the canvas; other protocols show their own figures."""
@@ -57,7 +57,7 @@ class Value:
         return f"{self.mean} [{self.interval}]" if self.interval else self.mean
 
 
-def columns_of(summaries: Sequence[Summary]) -> list[Column]:
+def columns_of(summaries: Sequence[MethodSummary]) -> list[Column]:
     """The columns that a table of these has."""
     there = dict.fromkeys(key for summary in summaries for key in summary.mean if key not in COSTS)
     chosen = [key for key in FIGURES if key in there]
@@ -77,14 +77,14 @@ def _shown(key: str) -> Callable[[float], str]:
     return lambda value: plain(value, is_rate)
 
 
-def cells(summaries: Sequence[Summary], column: Column) -> dict[str, Value]:
+def cells(summaries: Sequence[MethodSummary], column: Column) -> dict[str, Value]:
     """Method → its cell. The base's own row is never marked."""
     there = {s.method: s.estimate(column.key) for s in summaries if column.key in s.mean and s.kind != BASE}
     best = marked(there, column.sign, column.margin) if column.sign else set()
     return {s.method: value_of(s, column, s.method in best) for s in summaries}
 
 
-def value_of(summary: Summary, column: Column, is_marked: bool = False) -> Value:
+def value_of(summary: MethodSummary, column: Column, is_marked: bool = False) -> Value:
     """A summary's cell in a column."""
     mean, interval = summary.mean.get(column.key), summary.interval.get(column.key)
     return Value(
@@ -94,7 +94,7 @@ def value_of(summary: Summary, column: Column, is_marked: bool = False) -> Value
     )
 
 
-def text_table(summaries: Sequence[Summary]) -> str:
+def text_table(summaries: Sequence[MethodSummary]) -> str:
     """For a terminal: under each method's line its intervals; what is marked has a star."""
     columns = columns_of(summaries)
     by_column = [cells(summaries, column) for column in columns]
@@ -112,7 +112,7 @@ def text_table(summaries: Sequence[Summary]) -> str:
     return "\n".join([lines[0], rule, *lines[1:], rule, *wrap(f"{CAPTION} *: {MARK}", max(60, len(rule)))])
 
 
-def markdown_table(summaries: Sequence[Summary]) -> str:
+def markdown_table(summaries: Sequence[MethodSummary]) -> str:
     """For a document; what is marked is bold."""
     columns = columns_of(summaries)
     by_column = [cells(summaries, column) for column in columns]
@@ -138,6 +138,6 @@ MARK = (
 )
 
 
-def ordered(summaries: Sequence[Summary], score: Mapping[str, float]) -> list[Summary]:
+def ordered(summaries: Sequence[MethodSummary], score: Mapping[str, float]) -> list[MethodSummary]:
     """Base first, then by falling score; what has none keeps its order, at the end. An order, not a verdict."""
     return sorted(summaries, key=lambda s: (s.kind != BASE, -score.get(s.method, float("-inf"))))

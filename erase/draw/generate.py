@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..output import Output
     from .answers import Scorer
-    from .picture_folder import Batch, PictureCache
+    from .picture_folder import PictureBatch, PictureCache
     from .pipelines import Artist, ModelSource
     from .records import Record
 
@@ -296,9 +296,9 @@ def _drawn(
     batch: Sequence[PromptRow],
     missing: list[PromptRow],
     on_step: OnStep,
-) -> "Batch":
+) -> "PictureBatch":
     """The missing rows' pictures: from the cache, else drawn with the whole batch, as they would have been at first."""
-    from .picture_folder import Batch
+    from .picture_folder import PictureBatch
 
     found: dict[str, Any] = cache.find(missing) if cache else {}
     broken: set[str] = set()
@@ -306,7 +306,7 @@ def _drawn(
         drawn, finite = artist.draw(batch, on_step)
         broken = {row.id for row, is_finite in zip(batch, finite) if not is_finite and row.id not in found}
         found = {row.id: picture for row, picture in zip(batch, drawn)} | found
-    return Batch(missing, [found[row.id] for row in missing], broken)
+    return PictureBatch(missing, [found[row.id] for row in missing], broken)
 
 
 def batches_of(rows: Sequence[PromptRow], batch_size: int) -> list[list[PromptRow]]:

@@ -152,7 +152,7 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PictureBatch:
     """What is to be kept of a batch: rows that had no record yet."""
 
     rows: list[PromptRow]
@@ -169,7 +169,7 @@ class PictureStore:
     def __init__(self, folder: PictureFolder, process: int, scores: Sequence[ScoreFile], cache: PictureCache | None):
         self.folder, self.part, self.scores, self.cache = folder.folder, folder.part(process), scores, cache
 
-    def __call__(self, batch: Batch) -> None:
+    def __call__(self, batch: PictureBatch) -> None:
         pictures = [read_picture(p) if isinstance(p, Path) else p for p in batch.pictures]
         try:
             for row, picture in zip(batch.rows, batch.pictures):
@@ -194,11 +194,11 @@ class PictureStore:
         else:
             write_png(self.folder / row.file, picture)
 
-    def _record(self, row: PromptRow, picture: np.ndarray, batch: Batch) -> Record:
+    def _record(self, row: PromptRow, picture: np.ndarray, batch: PictureBatch) -> Record:
         made = {"height": picture.shape[0], "width": picture.shape[1], "sha256": file_sha256(self.folder / row.file)}
         return row.as_record() | made | ({"broken": True} if row.id in batch.broken else {})
 
-    def _add_to(self, cache: PictureCache, batch: Batch, records: Sequence[Record]) -> None:
+    def _add_to(self, cache: PictureCache, batch: PictureBatch, records: Sequence[Record]) -> None:
         for row, picture, record in zip(batch.rows, batch.pictures, records):
             if not isinstance(picture, Path) and row.id not in batch.broken:
                 link(self.folder / row.file, cache.path(row, record["sha256"]))
@@ -214,12 +214,12 @@ def _score(file: ScoreFile, records: Sequence[Record], pictures: Sequence[np.nda
 class Writer:
     """One thread that stores batches while the next ones are drawn; its errors come out of `put` or at the end."""
 
-    def __init__(self, store: Callable[[Batch], None]):
+    def __init__(self, store: Callable[[PictureBatch], None]):
         self._store, self._failed = store, False
         self._pool = ThreadPoolExecutor(1, "writer")
         self._waiting: deque[Future[None]] = deque()
 
-    def put(self, batch: Batch) -> None:
+    def put(self, batch: PictureBatch) -> None:
         """Hand a batch over; waits while the queue is full."""
         while self._waiting and (len(self._waiting) >= QUEUE or self._waiting[0].done()):
             self._waiting.popleft().result()
@@ -235,7 +235,7 @@ class Writer:
             for future in self._waiting:
                 future.result()
 
-    def _run(self, batch: Batch) -> None:
+    def _run(self, batch: PictureBatch) -> None:
         if self._failed:  # a file that one batch left torn must not be appended to by the next
             return
         try:
