@@ -40,7 +40,7 @@ demo: setup  ## Erase "cat" from the bundled emoji model and show that it is gon
 	@echo "The erased pipeline, for diffusers: $(DEMO)"
 
 canvas: setup  ## Rebuild the bundled emoji model from its font (about 2 hours)
-	$(BIN)/python scripts/build_canvas.py
+	$(BIN)/python scripts/canvas/build.py
 
 clean:  ## Remove caches and build output; .venv and outputs/ stay
 	rm -rf build dist .pytest_cache .ruff_cache

@@ -17,7 +17,7 @@ import pytest
 from erase.compare import runner
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted([*(ROOT / "erase").rglob("*.py"), *(ROOT / "scripts").glob("*.py"), ROOT / "erase.py"])
+SOURCES = sorted([*(ROOT / "erase").rglob("*.py"), *(ROOT / "scripts").rglob("*.py"), ROOT / "erase.py"])
 HIDDEN = """
 import sys
 sys.path.insert(0, {root!r})

@@ -1,4 +1,4 @@
-"""The last stage of build_canvas.py: what canvas pictures are measured against, and how good the finished model is.
+"""The last stage of build.py: what canvas pictures are measured against, and how good the finished model is.
 
 Writes into the package: reference.safetensors, quality.json, sheet.png and the model card.
 """
@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import training
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from torch.nn import functional as F
 
-import canvas_training as training
 from erase import canvas
 from erase.canvas import OBJECTS, STYLES
 from erase.concepts.concept import load_family
@@ -38,7 +38,7 @@ BAR = 0.99
 # Of real pictures. At 95 %, a model that draws as well as they are would be called incoherent once in twenty times, and
 # a bar of 98 % could not be met.
 COHERENT_SHARE = 0.995
-CARD = Path(__file__).with_name("canvas_card.md")
+CARD = Path(__file__).with_name("card.md")
 
 
 def build_reference(

@@ -1,7 +1,7 @@
 """Try settings of the canvas config on concepts and seeds that docs/canvas.md does not report; append to a log.
 
-    python scripts/canvas_tune.py learning_rate=3e-4 max_train_steps=300
-    python scripts/canvas_tune.py --concepts neon -- retain_target=data
+    python scripts/benchmark/trial.py learning_rate=3e-4 max_train_steps=300
+    python scripts/benchmark/trial.py --concepts neon -- retain_target=data
 
 Each call tries one setting: the canvas's own with the given values on top.
 """

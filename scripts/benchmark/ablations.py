@@ -1,11 +1,11 @@
 """What each part of a method is worth, on concepts that the benchmark leaves out; writes docs/ablations.jsonl and .md.
 
-    python scripts/ablations.py                          # all studies; goes on where the log ends
-    python scripts/ablations.py --studies density mask
-    python scripts/ablations.py --table                  # only the page, from the log
+    python scripts/benchmark/ablations.py                          # all studies; goes on where the log ends
+    python scripts/benchmark/ablations.py --studies density mask
+    python scripts/benchmark/ablations.py --table                  # only the page, from the log
 
 A study varies one or two settings and leaves the others as configs/canvas/ has them. A line of the log is one erasure,
-scored as `scripts/canvas_tune.py` does, at seeds that the benchmark never draws.
+scored as `scripts/benchmark/trial.py` does, at seeds that the benchmark never draws.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 import yaml
-from canvas_tune import Row, read, summary, try_setting
+from trial import Row, read, summary, try_setting
 
 from erase import EraseConfig, load_concepts
 from erase.config import CANVAS
@@ -172,7 +172,8 @@ def retaining(concept: str, classes: tuple[str, ...], folder: Path) -> Path:
 
 HEAD = """# Ablations
 
-Made by `python scripts/ablations.py` on `dog` and `neon`, which the [benchmark](benchmark.md) leaves out; every figure
+Made by `python scripts/benchmark/ablations.py` on `dog` and `neon`, which the [benchmark](benchmark.md) leaves out;
+every figure
 is in [ablations.jsonl](ablations.jsonl). Each table varies what its first column says and leaves the rest as
 `configs/canvas/` has it. Protocol: [canvas-quick](evaluation.md#the-canvas) with 100 target and 100 or more retained
 pictures. UA: coherent, in %; kept: the lesser of IRA and CRA, in % of the base's; FD: over the base's own. Two concepts

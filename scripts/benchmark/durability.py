@@ -1,8 +1,8 @@
 """What becomes of an erasure: more erasures on top of it, and training that wants the concept back.
 
-    python scripts/durability.py                            # both studies; goes on where the log ends
-    python scripts/durability.py --studies sequence --methods recommended uce
-    python scripts/durability.py --table                    # only the page, from the log
+    python scripts/benchmark/durability.py                            # both studies; goes on where the log ends
+    python scripts/benchmark/durability.py --studies sequence --methods recommended uce
+    python scripts/benchmark/durability.py --table                    # only the page, from the log
 
 sequence: concepts are erased one after the other, each from the model that the last one left, and at once for
 comparison. relearning: an erased model is trained on pictures of the concept as anyone would fine-tune it. Concepts and
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from canvas_tune import Row, read, scored
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from tqdm.auto import tqdm
+from trial import Row, read, scored
 
 from erase import EraseConfig, erase, load_concepts
 from erase.config import CANVAS
@@ -162,7 +162,8 @@ def run(args: argparse.Namespace, log: Path) -> None:
 
 HEAD = f"""# Durability
 
-Made by `python scripts/durability.py`; every figure is in [durability.jsonl](durability.jsonl). Concepts that the
+Made by `python scripts/benchmark/durability.py`; every figure is in [durability.jsonl](durability.jsonl). Concepts
+that the
 [benchmark](benchmark.md) leaves out, settings of `configs/canvas/`, protocol
 [canvas-quick](evaluation.md#the-canvas), one seed, 60 pictures of what is erased (80 of five concepts): one picture is
 1.7 points. UA: coherent, in %; kept: the lesser of IRA and CRA, in % of the

@@ -1,9 +1,9 @@
 """The classification benchmark: every method of `erase classify`, two data sets, three kinds of forget set, ten seeds.
 
-    python scripts/classification.py                    # docs/classification.json, its page and its plot
-    python scripts/classification.py --table            # only the page and the plot, from the rows
+    python scripts/classification/run.py                    # docs/classification.json, its page and its plot
+    python scripts/classification/run.py --table            # only the page and the plot, from the rows
 
-Settings are those of configs/classify, tuned by scripts/tune_classification.py on other seeds. Makes the rows that are
+Settings are those of configs/classify, tuned by scripts/classification/tune.py on other seeds. Makes the rows that are
 missing and no others. Seed s forgets class s where a whole class is forgotten.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from classification_page import as_page, as_plot
+from page import as_page, as_plot
 from tqdm.auto import tqdm
 
 from erase.classifiers.config import ClassifyConfig

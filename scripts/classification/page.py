@@ -21,7 +21,8 @@ NAMES = {"digits": "Digits", "canvas-pictures": "Canvas pictures"}
 TITLES = {"random-10": "10 % at random", "random-50": "50 % at random", "class": "a whole class"}
 HEAD = """# Classification
 
-Made by `python scripts/classification.py`; every row is in [classification.json](classification.json). How to use it
+Made by `python scripts/classification/run.py`; every row is in [classification.json](classification.json). How to use
+it
 and what the methods do: [classifiers.md](classifiers.md).
 
 Each seed trains a model, draws what it forgets, retrains without it, and lets each method forget. The gap is the mean

@@ -1,4 +1,4 @@
-"""Training loops of the canvas: autoencoder, denoiser with its text encoder, judge and encoder; for build_canvas.py.
+"""Training loops of the canvas: autoencoder, denoiser with its text encoder, judge and encoder; for build.py.
 
 Each loop draws its batches from (seed, step), so a run that is interrupted and resumed sees what it would have seen.
 """

@@ -1,8 +1,8 @@
 """Tune every method of `erase classify` with the same number of trials, on seeds that the benchmark never uses.
 
-    python scripts/tune_classification.py                        # all; goes on where the log ends
-    python scripts/tune_classification.py --datasets digits --settings random-10
-    python scripts/tune_classification.py --write                # only the settings files, from the log
+    python scripts/classification/tune.py                        # all; goes on where the log ends
+    python scripts/classification/tune.py --datasets digits --settings random-10
+    python scripts/classification/tune.py --write                # only the settings files, from the log
 
 A trial is one setting of one method, run with each seed of SEEDS; what counts is the mean gap to the retrained model.
 Trials that take more than a tenth of retraining's time are logged but never chosen. Writes
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import yaml
-from classification import APPROXIMATE, SETTINGS, config_of
+from run import APPROXIMATE, SETTINGS, config_of
 from torch import nn
 
 from erase.classifiers.config import preset
@@ -165,7 +165,7 @@ def write(rows: list[Trial], dataset: str) -> None:
     for setting in SETTINGS:
         of_methods = {method: best(rows, dataset, setting, method) for method in APPROXIMATE}
         chosen[setting] = {method: values for method, values in of_methods.items() if values}
-    note = "# Tuned by scripts/tune_classification.py, eight trials a method (docs/classification_tuning.jsonl)."
+    note = "# Tuned by scripts/classification/tune.py, eight trials a method (docs/classification_tuning.jsonl)."
     lines = yaml.safe_dump({key: values for key, values in chosen.items() if values}, sort_keys=False)
     write_text(path, f"{head}\n{note}\n{lines}")
 

@@ -1,4 +1,4 @@
-"""Rows of docs/benchmark.json → docs/benchmark.md and its plot; called by scripts/benchmark.py."""
+"""Rows of docs/benchmark.json → docs/benchmark.md and its plot; called by scripts/benchmark/run.py."""
 
 import re
 from collections import Counter, defaultdict
@@ -18,7 +18,8 @@ Bases = dict[tuple[str, int], Row]
 BASE, GOLD = "base", "gold"
 HEAD = """# The benchmark: every method on the canvas
 
-Made by `python scripts/benchmark.py`; every row is in [benchmark.json](benchmark.json). One setting per method for all
+Made by `python scripts/benchmark/run.py`; every row is in [benchmark.json](benchmark.json). One setting per method for
+all
 concepts (`configs/canvas/`, else `configs/methods/`), tuned on others than this page's: trained methods on butterfly
 and watercolor with three settings each ([method_tuning.jsonl](method_tuning.jsonl)), closed forms on the same two,
 snowman and neon ([method_tuning_closed_form.jsonl](method_tuning_closed_form.jsonl)), `recommended` on dog and fish too
@@ -44,7 +45,7 @@ retained pictures a run: one picture is 1.7 points of UA coherent, and what is e
 PICTURES = 60
 """Of a row: those of the target, the fewest that any of its rates is made of."""
 GOLD_PICTURES = """The same prompts and seeds; above the base, below (*erased*) the gold model, retrained without `cat`
-or `sketch` by `python scripts/build_canvas.py --without cat`, scored by `scripts/benchmark.py --gold canvas_work`.
+or `sketch` by `python scripts/canvas/build.py --without cat`, scored by `scripts/benchmark/run.py --gold canvas_work`.
 
 ![The model that never saw a cat](images/gold-cat.png)
 

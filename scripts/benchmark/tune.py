@@ -1,8 +1,8 @@
 """Tune every trained method on the canvas with the same budget; choose the settings of configs/canvas/ from the log.
 
-    python scripts/tune_methods.py                       # all methods; goes on where the log ends
-    python scripts/tune_methods.py --methods esd-x leco
-    python scripts/tune_methods.py --choose              # print each method's best setting and how the others did
+    python scripts/benchmark/tune.py                       # all methods; goes on where the log ends
+    python scripts/benchmark/tune.py --methods esd-x leco
+    python scripts/benchmark/tune.py --choose              # print each method's best setting and how the others did
 
 Each method tries the three settings of GRID on an object, and the two that did best there on a style as well; both are
 left out of the benchmark, and so are the seeds of the pictures. The setting with the better mean is the method's. A
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import Any
 
-from canvas_tune import Row, read, summary, try_setting
+from trial import Row, read, summary, try_setting
 
 from erase.methods import METHODS
 

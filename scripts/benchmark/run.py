@@ -1,13 +1,13 @@
 """Every method on the canvas, on the same prompts and seeds: docs/benchmark.json, its page and its plot.
 
-    python scripts/benchmark.py                                  # everything: many core-hours, resumable at any point
-    python scripts/benchmark.py --concepts cat --methods salun uce --seeds 1
-    python scripts/benchmark.py --table                          # only the page, from the rows that are there
+    python scripts/benchmark/run.py                          # everything: many core-hours, resumable at any point
+    python scripts/benchmark/run.py --concepts cat --methods salun uce --seeds 1
+    python scripts/benchmark/run.py --table                  # only the page, from the rows that are there
 
 Each concept and seed is one `erase compare` under --work_dir. A seed is a run of its own throughout: other training
 pictures, steps and masks, and other pictures to score, so that a closed form's and a guard's rows are new samples too.
 Rows of docs/benchmark.json that were made with the settings that a method has now are kept and not made again, so the
-benchmark can be filled by parts: all concepts with the first seed, then with the next. A gold model (build_canvas.py
+benchmark can be filled by parts: all concepts with the first seed, then with the next. A gold model (canvas/build.py
 --without CONCEPT) is scored where --gold names the folder that holds it.
 """
 
@@ -22,7 +22,7 @@ from statistics import fmean
 from typing import Any
 
 import yaml
-from benchmark_page import BASE, GOLD, Row, as_markdown, as_svg
+from page import BASE, GOLD, Row, as_markdown, as_svg
 
 from erase import EraseConfig, load_concepts
 from erase.compare import run_compare

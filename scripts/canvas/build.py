@@ -1,7 +1,7 @@
 """Rebuild the bundled canvas model from the emoji font: pictures, autoencoder, denoiser, judge, encoder, reference.
 
-    python scripts/build_canvas.py                                 # about 2 hours on two cores
-    python scripts/build_canvas.py --without cat                   # the gold reference: trained without the concept
+    python scripts/canvas/build.py                                 # about 2 hours on two cores
+    python scripts/canvas/build.py --without cat                   # the gold reference: trained without the concept
 
 Deterministic by --seed. Interrupted, it goes on where it stopped; finished stages are kept in --work_dir.
 """
@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import training
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
+from reference import build_reference
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
-import canvas_training as training
-from canvas_reference import build_reference
 from erase import canvas
 from erase.canvas import OBJECTS, STYLES, draw
 from erase.canvas.nets import PictureNet

@@ -1,7 +1,7 @@
 """How fast and how large evaluation is, beside the libraries that it stands in for, in one run.
 
-    python scripts/bench_evaluation.py                     everything (about ten minutes on two idle cores)
-    python scripts/bench_evaluation.py --parts frechet     one part
+    python scripts/evaluation/speed.py                     everything (about ten minutes on two idle cores)
+    python scripts/evaluation/speed.py --parts frechet     one part
 
     frechet   Fréchet distance of 2,000 against 2,000 pictures, d = 2048, and torchmetrics' compute()
     nudenet   pictures a second through NudityScorer, and through a loop over NudeDetector().detect(path)
@@ -37,7 +37,7 @@ from erase.evaluate.scoring import load_scored, score_folder
 from erase.files import append_lines, write_json
 from erase.runtime.devices import peak_memory
 
-OUTPUT = Path(__file__).parents[1] / "docs" / "bench_evaluation.json"
+OUTPUT = Path(__file__).parents[2] / "docs" / "bench_evaluation.json"
 Part = Literal["frechet", "nudenet", "memory"]
 
 

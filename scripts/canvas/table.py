@@ -1,7 +1,7 @@
 """Erase many of the canvas's concepts with one setting of salun-anchored, and the controls: docs/canvas.json and .md.
 
-    python scripts/canvas_table.py                        # 8 objects, 6 styles, the mask controls
-    python scripts/canvas_table.py --gold canvas_work     # and the gold models that build_canvas.py --without made
+    python scripts/canvas/table.py                        # 8 objects, 6 styles, the mask controls
+    python scripts/canvas/table.py --gold canvas_work     # and the gold models that build.py --without made
 
 Runs that are done are not repeated: every run is a folder under --work_dir, every picture is in the cache. Gold models
 do not depend on the config: without --gold, their rows in docs/canvas.json are kept.
@@ -132,7 +132,7 @@ def as_markdown(rows: list[Row]) -> str:
 
 _HEAD = """# The canvas: every concept with one setting
 
-Made by `python scripts/canvas_table.py`; the figures with their 95 % intervals and N are in `canvas.json`, the protocol
+Made by `python scripts/canvas/table.py`; the figures with their 95 % intervals and N are in `canvas.json`, the protocol
 is described in [evaluation.md](evaluation.md). All use [salun-anchored](methods/salun-anchored.md) with density 0.5 and
 300 steps of 16 + 16 pictures, which was tuned on other objects and seeds ([canvas_tuning.jsonl](canvas_tuning.jsonl));
 every method in shorter runs is in the [benchmark](benchmark.md). 25 DDIM steps, guidance 4, held-out seeds, half of the
