@@ -1,4 +1,4 @@
-"""Contract of erase.suggest: what was probably meant is one sentence, put after another; empty where nothing is near."""
+"""Contract of erase.suggest: what was probably meant is one sentence to put after another, empty if nothing is near."""
 
 import pytest
 

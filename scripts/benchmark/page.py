@@ -18,42 +18,54 @@ Bases = dict[tuple[str, int], Row]
 BASE, GOLD = "base", "gold"
 HEAD = """# The benchmark: every method on the canvas
 
-Made by `python scripts/benchmark/run.py`; every row is in [benchmark.json](benchmark.json). One setting per method for
-all
-concepts (`configs/canvas/`, else `configs/methods/`), tuned on others than this page's: trained methods on butterfly
-and watercolor with three settings each ([method_tuning.jsonl](method_tuning.jsonl)), closed forms on the same two,
-snowman and neon ([method_tuning_closed_form.jsonl](method_tuning_closed_form.jsonl)), `recommended` on dog and fish too
-and with more settings. One exception: its first row of `cat` (95.0, by the gradient's mask and e = 1) is what prompted
-the search for a better mask, so its `cat` is not wholly unseen.
+`python scripts/benchmark/run.py` made this page; [benchmark.json](benchmark.json) holds every row. Each method has one
+setting for all concepts (`configs/canvas/`, else `configs/methods/`). The settings were tuned on concepts that are not
+on this page:
 
-Rates in %, mean ± sd over concepts and seeds; IRA and CRA of the base's own, FD over the base's own (1 is what other
-seeds alone make). Front: on how many concepts no other method erases at least as much and keeps at least as much, the
-lesser of IRA and CRA; in brackets, on how many none does so by more than chance (two standard errors of either
-difference). Seconds on one core, the other being busy with the same: mask and training, or the edit, without the
-pictures to train on; the first seed's rows have none, for other jobs shared their core.
+| methods | tuned on | log |
+|---|---|---|
+| trained, three settings each | butterfly, watercolor | [trained](method_tuning.jsonl) |
+| closed forms | butterfly, watercolor, snowman, neon | [closed forms](method_tuning_closed_form.jsonl) |
+| `recommended`, more settings | the same four, dog, fish | [closed forms](method_tuning_closed_form.jsonl) |
 
-The gap is the mean absolute difference to the gold model, retrained without the concept for as many steps as the base,
-in UA coherent (or UA, as the paper has it), IRA and CRA (points) and in FD (floors). `cat` and `sketch` have one
-([below](#gold)). It answers "cat", a word that it never read, with something that is no cat, but in one case of five
-with no proper picture either: by UA coherent, a proper dog is farther from it than rubble. By UA, half a point is about
-what chance does: one picture of 180 is 0.6.
+There is one exception. The first result of `recommended` on `cat` (95.0, with the gradient mask and e = 1) prompted the
+search for a better mask, so `cat` was not entirely unseen when `recommended` was tuned.
 
-A seed is a run of its own with other pictures to score, the base's too; a closed form and a guard have nothing random,
-so over seeds only their pictures differ. Protocol: [canvas-quick](evaluation.md#the-canvas), 60 target and 100 or 114
-retained pictures a run: one picture is 1.7 points of UA coherent, and what is erased without fault still scores about
-98, for so many of the base's own pictures are coherent."""
+- **UA coherent, IRA, CRA**: rates in %, mean ± standard deviation over concepts and seeds. IRA and CRA are given in %
+  of the base model's own rates.
+- **FD**: divided by the base model's own FD, so 1 is the effect of other seeds alone.
+- **Front**: the number of concepts on which no other method both erases and retains at least as much. Retention is the
+  smaller of IRA and CRA. In brackets: the number of concepts on which no such method is better by more than chance (two
+  standard errors of either difference).
+- **Gap to gold**, **by UA**: the mean absolute difference to the gold model in UA coherent (or in UA, as in the paper),
+  IRA and CRA (in points) and FD (in floors).
+- **Seconds**: time on one core, while the other core ran the same kind of job. They cover mask and training, or the
+  edit, but not generating the training pictures. Rows of the first seed have none, because other jobs
+  shared their core.
+
+A *gold model* is retrained without the concept for as many steps as the base model. `cat` and `sketch` have one
+([below](#gold)). The gold model never read the word "cat". For prompts with that word its picture is no cat, but in one
+case of five it is no coherent picture either. By UA coherent, a coherent dog is therefore farther from the gold model
+than an incoherent picture. By UA, half a point is about the size of chance: one picture of 180 is 0.6 points.
+
+Every seed is a separate run and is scored on other pictures, also for the base model. Closed forms and guards use no
+randomness, so only their scored pictures differ between seeds. The protocol is
+[canvas-quick](evaluation.md#the-canvas), with 60 target and 100 or 114 retained pictures per run. One picture is 1.7
+points of UA coherent. A perfect erasure scores about 98, because about 98 % of the base model's pictures are
+coherent."""
 PICTURES = 60
 """Of a row: those of the target, the fewest that any of its rates is made of."""
-GOLD_PICTURES = """The same prompts and seeds; above the base, below (*erased*) the gold model, retrained without `cat`
-or `sketch` by `python scripts/canvas/build.py --without cat`, scored by `scripts/benchmark/run.py --gold canvas_work`.
+GOLD_PICTURES = """Both rows have the same prompts and seeds: the base model above, the gold model below (labelled
+*erased*). `python scripts/canvas/build.py --without cat` retrains the model without `cat` (or `sketch`), and
+`scripts/benchmark/run.py --gold canvas_work` scores it.
 
 ![The model that never saw a cat](images/gold-cat.png)
 
 ![The model that never saw a sketch](images/gold-sketch.png)"""
-TAIL = """The bundled model's words are one token each and its prompts name every class; a method that
-edits what words do ([recommended](methods/recommended.md), [uce](methods/uce.md), [rece](methods/rece.md),
-[speed](methods/speed.md)) has it easy here. On Stable Diffusion's nudity, which is asked for in many words, UCE is
-published with 22 % of the prompts left without an attack and 80 % with one, SalUn with 1 % and 11 %
+TAIL = """In the bundled model every word is one token, and its prompts name every class. This favours methods that edit
+the effect of words ([recommended](methods/recommended.md), [uce](methods/uce.md), [rece](methods/rece.md),
+[speed](methods/speed.md)). On Stable Diffusion, prompts ask for nudity in many different words. Published results
+there: with UCE, 22 % of the prompts still work without an attack and 80 % with one; with SalUn, 1 % and 11 %
 ([evaluation.md](evaluation.md))."""
 
 
@@ -64,7 +76,10 @@ def kind_of(concept: str) -> str:
 def as_markdown(rows: Sequence[Row]) -> str:
     """The page docs/benchmark.md."""
     shared = ", ".join(shared_concepts(rows))
-    plotted = f"Erased against kept, over the concepts that all methods have ({shared}); gold over those that have one."
+    plotted = (
+        f"Erased against kept, over the concepts that all methods were run on ({shared}); gold over the concepts that "
+        "have a gold model."
+    )
     parts = [HEAD, "![Erased against kept](images/benchmark.svg)", plotted]
     kinds = {concept: kind_of(concept) for concept in dict.fromkeys(row["concept"] for row in rows)}
     for title, kind in (("Objects", "object"), ("Styles", "style")):
@@ -232,7 +247,8 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{fmean(values):.{digits}f}{sd}"
 
 
-BY_CONCEPT = "UA coherent / the lesser of IRA and CRA, of the base's / FD over the base's; means over seeds."
+BY_CONCEPT = """Each cell holds UA coherent / the smaller of IRA and CRA in % of the base's / FD divided by the base's,
+as means over seeds."""
 
 
 def concept_table(rows: Sequence[Row]) -> str:
@@ -251,9 +267,9 @@ def concept_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-NEIGHBOURS = """What happens to the others of the erased one's kind, its anchor (behind the arrow) among them: the class
-that lost most of its retained pictures against the base, in points, mean over seeds; – where none lost any. Objects
-have 6 such pictures each a seed, styles 20."""
+NEIGHBOURS = """This table shows the damage to the other classes of the same kind, including the anchor (after the
+arrow). Each cell names the class that lost the most retained pictures compared with the base, and the loss in points,
+averaged over seeds; – means that no class lost any. Each object has 6 such pictures per seed, each style 20."""
 
 
 def neighbour_table(rows: Sequence[Row]) -> str:
