@@ -122,7 +122,7 @@ def _batch(
 ) -> Batch:
     device, forget = denoiser.device, sets[0]
     x, t, y = _noisy(denoiser, forget, *drawn[0], rows)
-    # Without retained pictures, no rows of the forget set are as good as any.
+    # Without retained pictures the retain part is empty; an empty slice of the forget set has the right shapes.
     retain, kept = (sets[1], rows) if len(sets) > 1 else (forget, slice(0))
     retain_x, retain_t, retain_y = _noisy(denoiser, replace(retain, timesteps=None), *drawn[-1], kept)
     return Batch(
