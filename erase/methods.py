@@ -37,21 +37,21 @@ class Method:
 METHODS: dict[str, Method] = {
     "recommended": Method(
         kind="closed-form", source="2310.12508, in closed form",
-        summary="SalUn's salient weights and mismatched prompts, solved in closed form",
+        summary="solves SalUn's problem (salient weights, mismatched prompts) in closed form",
     ),
     "salun": Method(
-        kind="trained", source="2310.12508", summary="mismatched prompts, on the salient weights alone"
+        kind="trained", source="2310.12508", summary="trains salient weights on mismatched prompts"
     ),
     "salun-soft": Method(
         kind="trained", source="2310.12508", proximal=True,
-        summary="mismatched prompts; small changes are thresholded away",
+        summary="trains on mismatched prompts; sets small weight changes to zero",
     ),
     "salun-anchored": Method(
         kind="trained", source="2310.12508, changed",
-        summary="SalUn with the frozen base as teacher and most forget rows from the anchor's pictures",
+        summary="SalUn with the frozen base as teacher, mostly on pictures of the anchor",
     ),
     "random-label": Method(
-        kind="trained", source="2310.12508", summary="mismatched prompts on all weights: SalUn without its mask"
+        kind="trained", source="2310.12508", summary="trains all weights on mismatched prompts: SalUn without its mask"
     ),
     "gradient-ascent": Method(
         kind="trained", source="2109.13398", objective="ascent",
@@ -70,18 +70,18 @@ METHODS: dict[str, Method] = {
         summary="guides away from the concept, in all layers but the cross-attention",
     ),
     "concept-ablation": Method(
-        kind="trained", source="2303.13516", summary="the concept's prompt on the anchor's pictures"
+        kind="trained", source="2303.13516", summary="trains the concept's prompt on pictures of the anchor"
     ),
     "forget-me-not": Method(
         kind="trained", source="2303.17591", objective="attention", needs_cross_attention=True,
-        summary="starves the concept's words of attention",
+        summary="suppresses attention to the concept's words",
     ),
     "erasediff": Method(
-        kind="trained", source="2401.05779", summary="forgets as far as it does not cost what is retained"
+        kind="trained", source="2401.05779", summary="forgets as far as retention allows"
     ),
     "leco": Method(
         kind="trained", source="LECO", objective="negative-guidance",
-        summary="a low-rank adapter that guides away from the concept",
+        summary="trains a low-rank adapter that guides away from the concept",
     ),
     "uce": Method(
         kind="closed-form", source="2308.14761",
@@ -93,11 +93,11 @@ METHODS: dict[str, Method] = {
     ),
     "speed": Method(
         kind="closed-form", takes_mask=False, source="2503.07392",
-        summary="UCE's edit within the null space of what is retained",
+        summary="UCE's edit in the null space of the retained tokens",
     ),
     "negative-prompt": Method(
         kind="inference", source="diffusers", guards=("negative-prompt",),
-        summary="the concept's words as negative prompt",
+        summary="uses the concept's words as negative prompt",
     ),
     "sld": Method(
         kind="inference", source="2211.05105", guards=("sld-medium", "sld-strong", "sld-max"),
@@ -105,7 +105,7 @@ METHODS: dict[str, Method] = {
     ),
     "safree": Method(
         kind="inference", source="2410.12761", guards=("safree",),
-        summary="takes the concept's direction out of the prompt's embedding",
+        summary="removes the concept's direction from the prompt's embedding",
     ),
 }  # fmt: skip
 

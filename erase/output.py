@@ -227,7 +227,7 @@ def _whose(folder: Path) -> str:
     for parent in folder.absolute().parents:
         if is_ours(parent) and any(path.is_relative_to(folder.resolve()) for path in owned_files(parent)):
             return f"is part of the result in {parent}"
-    return f"holds files that no run of ours wrote ({_some(folder)})"
+    return f"holds files that no erase command wrote ({_some(folder)})"
 
 
 def _some(folder: Path) -> str:

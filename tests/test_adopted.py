@@ -212,7 +212,7 @@ def test_pictures_that_a_model_drew_and_files_of_others_are_left_alone(a: Path, 
         (folder / name).write_text("{}")
     with pytest.raises(ValueError, match="pictures that a model drew.*another --output_dir"):
         given_pictures(a, drawn).adopt()
-    with pytest.raises(ValueError, match="no run of ours wrote"):
+    with pytest.raises(ValueError, match="no erase command wrote"):
         given_pictures(a, mine).adopt()
     assert [len(list(folder.rglob("*"))) for folder in (drawn, mine)] == [1, 1]
 

@@ -205,7 +205,7 @@ def test_a_run_goes_on_with_the_methods_and_seeds_that_it_lacks(tmp_path: Path) 
         run_classify(config_of(tmp_path / "out", methods="ft", train_epochs=3))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no run of ours wrote"):
+    with pytest.raises(ValueError, match="no erase command wrote"):
         run_classify(config_of(tmp_path / "full", methods="ft"))
 
 

@@ -165,7 +165,7 @@ def test_output_dir_of_somebody_else(tiny: TinyFolder, tmp_path: Path, capsys: p
     out.mkdir()
     (out / "config.yaml").write_text("concept: [dog]\n", encoding="utf-8")
     for overwrite in ([], ["--overwrite_output_dir"]):
-        assert "no run of ours" in run_main([*base_flags(tiny, out), *overwrite], capsys)
+        assert "no erase command wrote" in run_main([*base_flags(tiny, out), *overwrite], capsys)
         assert (out / "config.yaml").read_text(encoding="utf-8") == "concept: [dog]\n"
 
 

@@ -117,7 +117,7 @@ def test_other_settings_and_foreign_folders_are_refused(
         drawn(prompt_rows(3), batch_size=1)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="files that no run of ours wrote"):
+    with pytest.raises(ValueError, match="files that no erase command wrote"):
         drawn(out="mine")
     with pytest.raises(ValueError, match="no row is left"):
         drawn([])
@@ -403,7 +403,7 @@ def test_the_command(tiny: TinyFolder, tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads((tmp_path / "out" / "generation.json").read_text())["scheduler"] == "euler"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="files that no run of ours wrote"):
+    with pytest.raises(ValueError, match="files that no erase command wrote"):
         run_generate(GenerateConfig(prompts=str(tmp_path / "p.csv"), pretrained_model_name_or_path=str(tiny("sd1")),
                                     output_dir=tmp_path / "mine", overwrite_output_dir=True))  # fmt: skip
     assert (tmp_path / "mine" / "thesis.tex").exists()

@@ -57,7 +57,7 @@ def test_a_result_is_begun_finished_or_another(folder: Path) -> None:
 def test_a_folder_of_somebody_elses_is_refused(folder: Path, overwrite: bool) -> None:
     (folder / ".git").mkdir(parents=True)
     (folder / "config.yaml").write_text("mine: true")
-    with pytest.raises(ValueError, match="no run of ours wrote"):
+    with pytest.raises(ValueError, match="no erase command wrote"):
         find(claim(folder, overwrite=overwrite))
     assert texts(folder) == {"config.yaml": "mine: true"}
 

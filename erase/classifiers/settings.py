@@ -35,20 +35,20 @@ class Described:
 
 
 DESCRIPTIONS: dict[str, Described] = {
-    "retrain": Described("trains new weights on what is kept: the reference", ""),
-    "ft": Described("trains on with what is kept", "1911.04933"),
-    "ga": Described("raises the loss on what is to be forgotten", "2109.13398"),
-    "rl": Described("wrong labels for what is to be forgotten, then what is kept", "2310.12508"),
-    "salun": Described("the same, on the salient weights alone", "2310.12508", "salient"),
-    "salun-soft": Described("the same; small changes are thresholded away", "2310.12508"),
-    "iu": Described("one Newton step away from what is to be forgotten", "1703.04730, 2106.15093"),
-    "boundary-expand": Described("an extra class for what is to be forgotten, then dropped", "2303.11570"),
-    "boundary-shrink": Described("each forgotten example towards its nearest wrong class", "2303.11570"),
-    "l1-sparse": Described("trains on with what is kept, with an L1 penalty on the weights", "2304.04934"),
+    "retrain": Described("trains new weights on the retain set: the reference", ""),
+    "ft": Described("continues training on the retain set", "1911.04933"),
+    "ga": Described("raises the loss on the forget set", "2109.13398"),
+    "rl": Described("trains on the forget set with wrong labels, then on the retain set", "2310.12508"),
+    "salun": Described("rl on the salient weights only", "2310.12508", "salient"),
+    "salun-soft": Described("rl; sets small weight changes to zero", "2310.12508"),
+    "iu": Described("one Newton step away from the forget set", "1703.04730, 2106.15093"),
+    "boundary-expand": Described("trains the forget set towards an extra class, then drops it", "2303.11570"),
+    "boundary-shrink": Described("trains each forgotten example towards its nearest wrong class", "2303.11570"),
+    "l1-sparse": Described("continues training on the retain set with an L1 penalty on the weights", "2304.04934"),
     "salun-smoothed": Described(
-        "salient weights towards what a model that never saw the examples would say", "this package", "salient"
+        "trains salient weights towards what a model that never saw the examples predicts", "this package", "salient"
     ),
-    FLOOR: Described("the same as retrain with other seeds: what chance makes of the gap", ""),
+    FLOOR: Described("retrain with other seeds: its gap is the effect of chance", ""),
 }
 
 
@@ -75,7 +75,7 @@ class TrainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetSettings:
-    """What a method can be told; each reads what it needs."""
+    """The settings of all methods; each method reads those that it needs."""
 
     learning_rate: float = 0.01
     """Of SGD; constant over the run."""

@@ -28,7 +28,7 @@ SOLVE_ENTRIES = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class EditSettings:
-    """What a closed-form edit can be told."""
+    """The settings of a closed-form edit."""
 
     method: EditMethod
     """uce, recommended: one weighted least-squares edit (of all weights, or of those in the mask). rece: the same, then

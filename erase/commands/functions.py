@@ -22,12 +22,12 @@ def patch(
     """Apply a patch to its base model and save the result as a diffusers pipeline.
 
     Args:
-        patch_file: erase-patch.safetensors of a run.
+        patch_file: an erase-patch.safetensors that a run wrote.
         pretrained_model_name_or_path: the base that the patch was made from.
         revision: hub revision of the base.
         variant: weight variant of the base's files, such as fp16; the result is written under it too.
         output_dir: where the patched pipeline is written: a new or empty folder.
-        strength: 1 is the erased model, 0 the base; between and beyond interpolate.
+        strength: 1 is the erased model, 0 the base; other values interpolate or extrapolate.
     """
     need_file("patch_file", patch_file)
     output = find(Claim(folder=output_dir, command="patch"))
@@ -48,7 +48,7 @@ def patch(
 
 
 def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Write report.html and report.json into a run's folder or an evaluation's.
+    """Write report.html and report.json into the folder of a run or an evaluation.
 
     Args:
         folder: output_dir of `erase train` or `erase evaluate`.
@@ -68,14 +68,14 @@ def statistics(
     encoder: str | None = None,
     data_cache_dir: Path = Path("~/.cache/diffusers-erase"),
 ) -> None:
-    """Write mean and covariance of real pictures' features, for `erase evaluate --fid_reference FILE.npz`.
+    """Save the mean and covariance of real pictures' features for `erase evaluate --fid_reference FILE.npz`.
 
     Args:
-        pictures: folder of real pictures, searched in depth; any sizes.
-        output_file: .npz with mu, sigma, n and the network and resize that made them.
-        inception_weights: local weights of FID's network.
-        encoder: another network instead, a transformers vision model by hub id or folder (then it is not FID).
-        data_cache_dir: where the features are kept, so that they are made once.
+        pictures: folder of real pictures of any size, including subfolders.
+        output_file: the .npz to write: mu, sigma, n, and the network and resize that produced them.
+        inception_weights: local weights of the FID network.
+        encoder: hub id or folder of a transformers vision model to use instead (the result is then not FID).
+        data_cache_dir: folder that caches the features.
     """
     need_folder("pictures", pictures)
     need_file("--inception_weights", inception_weights)

@@ -68,7 +68,7 @@ def run_jobs(jobs: Sequence[Job], processes: int = 1) -> list[Failure]:
 
     The base goes first and alone: the others find its pictures in the cache, and are not begun when it fails, for then
     there is nothing to compare with. KeyboardInterrupt (Ctrl-C, or a request to end) stops the processes and is raised
-    again; what they wrote is gone on with the next time.
+    again; the next call resumes from what they wrote.
     """
     refuse_launcher()
     left = [job for job in jobs if job.left()]

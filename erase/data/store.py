@@ -1,7 +1,7 @@
 """What the base model made, kept on disk: rows of tensors under content-addressed keys.
 
 A store is a folder named by the hash of its manifest (model and settings); its rows are named by what they are made
-from (prompt and seed). Rows are written in whole batches, so an interrupted job goes on where it stopped, several
+from (prompt and seed). Rows are written in whole batches, so an interrupted job resumes where it stopped, several
 processes share the work, and runs on the same base share the pictures.
 """
 

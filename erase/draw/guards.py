@@ -374,7 +374,7 @@ def check_guidance(name: str, guidance_scale: float, who: str) -> None:
     if GUARDS[name].needs_guidance and guidance_scale <= 1:
         raise ValueError(
             f"The guard {name!r} acts through classifier-free guidance, which guidance_scale {guidance_scale:g} of "
-            f"{who} turns off; draw with more than 1, or with --guard safree, which needs none."
+            f"{who} turns off; set it above 1, or use --guard safree, which needs no guidance."
         )
 
 

@@ -45,7 +45,7 @@ class PictureFolder:
         stored = self.folder / SETTINGS_FILE
         if not stored.is_file():
             if self.folder.is_file() or (self.folder.is_dir() and any(map(_is_foreign, self.folder.iterdir()))):
-                raise ValueError(f"{self.folder} holds files that no run of ours wrote; give another --output_dir.")
+                raise ValueError(f"{self.folder} holds files that no erase command wrote; give another --output_dir.")
             return
         before = json.loads(stored.read_text(encoding="utf-8"))
         finished = len(self.done()) == len(self.rows)
@@ -86,7 +86,7 @@ class PictureFolder:
         if missing := [row.id for row in self.rows if row.id not in done]:
             raise ValueError(
                 f"{len(missing)} of {len(self.rows)} pictures are missing from {self.folder}, first {missing[0]!r}: "
-                "another process failed or files were removed. Run the same command again to draw them."
+                "another process failed or files were removed. Run the same command again to generate them."
             )
         write_records(self.folder, [done[row.id] for row in self.rows])
         for path in self._parts():

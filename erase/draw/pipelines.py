@@ -124,7 +124,7 @@ def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
     parameters = inspect.signature(found.__call__).parameters
     if not parameters.keys() >= NEEDED or {"mask_image", "num_frames"} & parameters.keys():
         raise ValueError(
-            f"{folder} is a {found.__name__}, which is no text-to-image pipeline; give one that draws from prompts."
+            f"{folder} is a {found.__name__}, which is no text-to-image pipeline; give one that generates from prompts."
         )
     return found
 
@@ -235,7 +235,7 @@ class Artist:
             pictures, finite = draw(pipe, rows, self.autocast, on_step)
         except torch.OutOfMemoryError as error:
             raise ValueError(
-                f"The device's memory is too small to draw {len(rows)} pictures at once; give a smaller --batch_size "
+                f"The device's memory does not suffice for {len(rows)} pictures at once; give a smaller --batch_size "
                 "(and --overwrite_output_dir: other batches are another run)."
             ) from error
         except ValueError as error:
@@ -244,8 +244,8 @@ class Artist:
             self._broken = 0 if is_finite else self._broken + 1
             if self._broken >= min(BROKEN_IN_A_ROW, self.expected):
                 raise FloatingPointError(
-                    f"The model drew {self._broken} pictures of NaN or infinity in a row, up to {row.id!r} "
-                    f"({row.prompt!r:.60}). Check its weights, or draw with --mixed_precision no."
+                    f"The model generated {self._broken} pictures of NaN or infinity in a row, up to {row.id!r} "
+                    f"({row.prompt!r:.60}). Check its weights, or generate with --mixed_precision no."
                 )
         return pictures, finite
 

@@ -224,7 +224,7 @@ def open_table(source: str | Path) -> Table:
 def check_rows(rows: Sequence[PromptRow], source: str = "The prompts") -> None:
     """Refuse an empty list, and ids that two pictures share (on disks that ignore case, too)."""
     if not rows:
-        raise ValueError(f"{source}: no row is left to draw.")
+        raise ValueError(f"{source}: no row is left to generate.")
     seen: dict[str, PromptRow] = {}
     for row in rows:
         if twin := seen.get(row.id.casefold()):

@@ -38,7 +38,7 @@ def hashed_records(folder: Path, progress: bool = True) -> list[Record]:
     for record, digest in zip(records, digests):
         if record.get("sha256", digest) != digest:
             raise ValueError(
-                f"{folder / record['file']} has been changed since its record was written. Remove it to have it drawn "
+                f"{folder / record['file']} has been changed since its record was written. Remove it to generate it "
                 "again, or score the pictures as they are now from another folder, with --images."
             )
     if any("sha256" not in record for record in records):

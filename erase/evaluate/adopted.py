@@ -68,7 +68,7 @@ def adopted_files(folder: Path) -> list[str]:
     if (folder / ADOPTED_FILE).is_file():
         return json.loads((folder / ADOPTED_FILE).read_text(encoding="utf-8"))["files"]
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise ValueError(f"{folder} holds files that no run of ours wrote; give another --output_dir.")
+        raise ValueError(f"{folder} holds files that no erase command wrote; give another --output_dir.")
     return []
 
 

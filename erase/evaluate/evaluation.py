@@ -52,7 +52,7 @@ class Evaluation:
     accelerator: Accelerator
     """Processes and precision."""
     batch_size: int = 8
-    """Pictures drawn at once."""
+    """Pictures generated at once."""
     given: Mapping[str, GivenPictures] = field(default_factory=dict)
     """The pictures of models that draw none."""
     picture_cache: Path | None = None

@@ -20,8 +20,8 @@ from .patch import PATCH_FILE
 
 ROUNDED = {"fp16": torch.float16, "bf16": torch.bfloat16}
 LIMITS = (
-    "Erasure lowers the chance that a concept is drawn. It is no guarantee against deliberate attacks, further "
-    "fine-tuning, or wordings, languages and samplers that were not measured.",
+    "Erasure makes it less likely that the model generates the concept. It is no guarantee against deliberate attacks, "
+    "further fine-tuning, or wordings, languages and samplers that were not measured.",
     "Figures hold for the prompts, seeds, sampler and judge that evaluation.json names, and within their intervals.",
 )
 """What every result says of itself."""

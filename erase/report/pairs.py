@@ -83,7 +83,9 @@ def _pair(records: Mapping[str, Record], folder: Path, evaluation: Path, sensiti
     for name, record in records.items():
         path = evaluation / name / record["file"]
         if not path.is_file():
-            raise ValueError(f"{path} is missing though records.jsonl names it; draw it again with `erase evaluate`.")
+            raise ValueError(
+                f"{path} is missing though records.jsonl names it; generate it again with `erase evaluate`."
+            )
         models[name] = {
             "file": path.relative_to(folder).as_posix(),
             "sensitive": is_sensitive(record, sensitive_protocol),

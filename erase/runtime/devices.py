@@ -23,7 +23,7 @@ def make_accelerator(mixed_precision: str = "auto", **arguments: Any) -> Acceler
     """An accelerator (`arguments` are accelerate's) with all cores shared evenly by the processes of this machine.
 
     auto: the fp16 or bf16 that `accelerate launch` or its config asked for, else `native_precision`. The launcher's
-    "no" is no wish, for it says so whenever it was told nothing.
+    "no" is no wish, because it is also what an unconfigured launcher says.
     """
     if not torch.cuda.is_available():
         # accelerate's launcher gives each CPU process one thread unless told otherwise.
