@@ -235,7 +235,7 @@ def test_a_model_of_nans_is_refused(tiny: TinyFolder, drawn: Callable[..., list[
     source = ModelSource(pretrained_model_name_or_path=str(tiny("sd1")), unet_weights=tmp_path / "nan.safetensors")
     for size, kept in ((16, 0), (3, 6)):
         with pytest.raises(
-            FloatingPointError, match=r"drew 8 pictures of NaN or infinity in a row.*mixed_precision no"
+            FloatingPointError, match=r"generated 8 pictures of NaN or infinity in a row.*mixed_precision no"
         ):
             drawn(prompt_rows(30, height=None, width=None), out=str(size), source=source, batch_size=size)
         part = tmp_path / str(size) / "records-0.jsonl"
