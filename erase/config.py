@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import tyro
 import yaml
@@ -24,12 +24,11 @@ CANVAS_METHOD = "recommended"
 CONFIGS_DIR = shipped("configs")
 
 
-MethodName = Literal[
-    "salun", "salun-soft", "salun-anchored", "random-label", "gradient-ascent", "esd-x", "esd-x-strict", "esd-u",
-    "concept-ablation", "forget-me-not", "erasediff", "leco", "recommended", "uce", "rece", "speed", "negative-prompt",
-    "sld", "safree",
-]  # fmt: skip
-"""Spelled out because a type checker and a parser of flags both read it; the keys of `METHODS`."""
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]  # the parser of flags reads the names from the type
+"""A key of `METHODS`."""
 
 AT_LEAST_ONE = (
     "num_concept_images",
@@ -73,10 +72,8 @@ class EraseConfig:
     """Random seed of the run."""
 
     method: MethodName = "salun"
-    """Erasure method. Each has a page in docs/methods and its published settings in configs/methods. Methods that
-    train: salun, salun-soft, salun-anchored, random-label, gradient-ascent, esd-x, esd-x-strict, esd-u,
-    concept-ablation, forget-me-not, erasediff, leco. Methods that edit in closed form, within seconds: recommended,
-    uce, rece, speed. The others change no weights: see `erase evaluate --guard`."""
+    """Erasure method; `erase methods` says in a line what each does and which of them train, edit in closed form within
+    seconds, or change no weights. Each has a page in docs/methods and its published settings in configs/methods."""
     scope: Scope = "full"
     """Which weights may change: those of the whole denoiser, of some of its layers, or of the text encoder. The mask
     selects among these weights, and --density is a share of them."""
@@ -327,7 +324,7 @@ def _check(config: EraseConfig) -> None:
     """Refuse what cannot work, before anything is loaded."""
     hints = get_type_hints(EraseConfig)
     for field, hint in hints.items():
-        value, choices = getattr(config, field), get_args(hint)
+        value, choices = getattr(config, field), tuple(METHODS) if hint is MethodName else get_args(hint)
         if choices and all(isinstance(c, str) for c in choices) and value not in choices:
             raise ValueError(f"{field} must be one of {', '.join(choices)}; got {value!r}.")
         if hint in (int, float, bool) and not _is(value, hint):

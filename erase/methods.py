@@ -9,7 +9,6 @@ Scope = Literal[
 ]  # fmt: skip
 """Which weights may change: the denoiser's (all, or some of its layers), or the text encoder's."""
 Kind = Literal["trained", "closed-form", "inference"]
-Objective = Literal["mismatch", "ascent", "negative-guidance", "attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +21,8 @@ class Method:
     """What it does, in a line."""
     source: str
     """Where it was published: an arXiv id, or the project's name."""
-    objective: Objective = "mismatch"
-    """Loss of a trained method (`objectives.py`)."""
+    objective: str = "mismatch"
+    """Loss of a trained method: a key of `trained.objectives.OBJECTIVES`."""
     needs_cross_attention: bool = False
     """Works on cross-attention layers, which transformers with joint attention do not have."""
     proximal: bool = False

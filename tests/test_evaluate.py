@@ -23,7 +23,7 @@ from erase.draw.answers import Answers, ScoreFile, Scorer
 from erase.draw.prompts import PromptRow
 from erase.evaluate.evaluation import check_pairs, compared
 from erase.evaluate.grid import comparison_grid
-from erase.evaluate.metrics.canvas import CanvasScorer, Reference, distance_to_bank, fd_canvas
+from erase.evaluate.metrics.canvas import CanvasReference, CanvasScorer, distance_to_bank, fd_canvas
 from erase.evaluate.metrics.classes import class_summary
 from erase.evaluate.protocols import PROTOCOLS_DIR, load_protocol, protocol_rows
 from erase.evaluate.scoring import Scored, Summary, load_scored, score_folder
@@ -43,9 +43,9 @@ def evaluation_rows(erased: list[Concept], target: int = 200, retain: int = 500)
     return protocol_rows(protocol, concepts=erased)
 
 
-def reference(rng: np.random.Generator) -> Reference:
+def reference(rng: np.random.Generator) -> CanvasReference:
     labels = [(o, s) for o in range(len(OBJECTS)) for s in range(len(STYLES)) for _ in range(3)]
-    return Reference(
+    return CanvasReference(
         bank=torch.zeros(5, DIM),
         thresholds=torch.ones(len(OBJECTS), len(STYLES)),
         base_features=torch.from_numpy(rng.normal(size=(len(labels), DIM))).float(),

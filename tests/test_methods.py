@@ -21,6 +21,7 @@ from erase.export.patch import PATCH_FILE
 from erase.layout import MASK_FILE
 from erase.methods import METHODS, Scope
 from erase.saliency.scopes import SCOPES
+from erase.trained.objectives import OBJECTIVES
 from tiny import FAMILIES
 
 TinyFolder = Callable[[str], Path]
@@ -240,6 +241,7 @@ def test_text_encoder_scope_names_the_models_that_have_it(family: str, config: C
 
 def test_names_agree_and_every_method_has_its_settings_and_its_page() -> None:
     assert set(get_args(MethodName)) == set(METHODS)
+    assert {METHODS[method].objective for method in TRAINED} == set(OBJECTIVES)
     docs = CONFIGS_DIR.parent / "docs" / "methods"
     assert {path.stem for path in docs.glob("*.md")} >= set(METHODS)
     for method in CHANGING:

@@ -5,10 +5,6 @@ from typing import Literal, get_args
 
 from ..suggest import need_mask, need_name
 
-MethodName = Literal[
-    "retrain", "ft", "ga", "rl", "salun", "salun-soft", "iu", "boundary-expand", "boundary-shrink", "l1-sparse",
-    "salun-smoothed",
-]  # fmt: skip
 MaskName = Literal["salient", "random", "none"]
 ScoreName = Literal["gradient", "fisher", "snip"]
 DATASETS = ("digits", "breast-cancer", "wine", "canvas-pictures")

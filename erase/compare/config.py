@@ -4,19 +4,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import tyro
 
 from ..config import CANVAS, EraseConfig
-from ..draw.guard_names import GuardName
+from ..draw.guard_names import GUARDS
 from ..methods import METHODS
 from ..suggest import did_you_mean, meant
 
 BASE = "base"
 """Label of the base model's own row."""
-GUARDS: tuple[str, ...] = get_args(GuardName)
-"""Methods that change no weight: the choices of `erase evaluate --guard`."""
 GUARD_SETTINGS = ("guard_concept",)
 OURS = ("concept", "pretrained_model_name_or_path", "output_dir", "overwrite_output_dir", "seed", "method",
         "data_cache_dir", "resume_from_checkpoint", "proof", "num_target_images", "num_kept_images")  # fmt: skip

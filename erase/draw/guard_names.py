@@ -1,12 +1,17 @@
 """Guards by name, for whoever only asks whether there is one: the guards themselves need torch."""
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
+from ..methods import METHODS
 from ..suggest import did_you_mean
 
-GuardName = Literal["negative-prompt", "sld-medium", "sld-strong", "sld-max", "safree"]
+GUARDS: tuple[str, ...] = tuple(guard for method in METHODS.values() for guard in method.guards)
 """Guards by name; `guards.GUARDS` has their settings."""
-GUARDS: tuple[str, ...] = get_args(GuardName)
+if TYPE_CHECKING:
+    GuardName = str
+else:
+    GuardName = Literal[GUARDS]  # the parser of flags reads the names from the type
+"""A name in `GUARDS`."""
 
 
 def check_guard(name: str | None, words: str | None) -> None:

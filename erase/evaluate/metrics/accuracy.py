@@ -17,7 +17,7 @@ from ..statistics import Interval, bootstrap_means, rate
 from .alignment import CLIPScorer, check_prompts, clip_score
 from .classes import class_summary, is_right
 from .encoder_kinds import need_classifier
-from .encoders import Checkpoint, default_device
+from .encoders import EncoderSource, default_device
 
 TOP = 5
 
@@ -29,7 +29,8 @@ class ClassifierScorer(Scorer):
 
     def __init__(self, model: str, device: torch.device | None = None):
         """`model`: hub id or folder, with its class names in id2label."""
-        self.checkpoint, self.device = Checkpoint(model, f"--{self.name}", need_classifier), device or default_device()
+        self.checkpoint = EncoderSource(model, f"--{self.name}", need_classifier)
+        self.device = device or default_device()
 
     def fingerprint(self) -> dict[str, Any]:
         return {"sha256": self.checkpoint.sha256, "resize": "pil"}

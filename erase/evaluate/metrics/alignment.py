@@ -18,7 +18,7 @@ from ..protocols import Protocol
 from ..scoring import Metric, Scored, Summary, by_column
 from ..statistics import clustered_mean
 from .encoder_kinds import need_clip
-from .encoders import Checkpoint, default_device
+from .encoders import EncoderSource, default_device
 
 CLIP_SCORE_CLIP = "openai/clip-vit-base-patch32"
 """What the field's tables use (MACE, AdvUnlearn)."""
@@ -31,7 +31,7 @@ class CLIPScorer(Scorer):
 
     def __init__(self, model: str = CLIP_SCORE_CLIP, device: torch.device | None = None):
         """`model`: a CLIPModel with its tokenizer, by hub id or folder. Longer prompts are cut to its 77 tokens."""
-        self.checkpoint, self.device = Checkpoint(model, "--clip_model", need_clip), device or default_device()
+        self.checkpoint, self.device = EncoderSource(model, "--clip_model", need_clip), device or default_device()
 
     def fingerprint(self) -> dict[str, Any]:
         return {"sha256": self.checkpoint.sha256, "resize": "pil"}

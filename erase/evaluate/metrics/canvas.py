@@ -31,7 +31,7 @@ SIDE = canvas.RESOLUTION
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
+class CanvasReference:
     """What the package knows about good pictures, in the features of the canvas's encoder."""
 
     bank: Tensor
@@ -44,10 +44,10 @@ class Reference:
     """(K, 2) their object and style."""
 
 
-def load_reference() -> Reference:
+def load_reference() -> CanvasReference:
     """The shipped reference, in float32."""
     tensors = load_file(canvas.REFERENCE_FILE)
-    return Reference(
+    return CanvasReference(
         bank=tensors["bank"].float(),
         thresholds=tensors["thresholds"],
         base_features=tensors["base_features"].float(),
@@ -69,7 +69,7 @@ class CanvasScorer(Scorer):
         return {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     @cached_property
-    def reference(self) -> Reference:
+    def reference(self) -> CanvasReference:
         return load_reference()
 
     @cached_property
@@ -157,7 +157,7 @@ class CanvasMetric(Metric):
         return replace(counted, figures=counted.figures | {"fd_canvas": distance})
 
 
-def fd_canvas(records: Sequence[Record], features: np.ndarray, reference: Reference) -> Interval:
+def fd_canvas(records: Sequence[Record], features: np.ndarray, reference: CanvasReference) -> Interval:
     """Fréchet distance of the retained pictures to the base model's, over the same combinations and other seeds."""
     kept = [row for row, record in enumerate(records) if record["role"] == "retain"]
     clusters = [f"{records[row]['object']}, {records[row]['style']}" for row in kept]

@@ -39,7 +39,7 @@ def default_device() -> torch.device:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class EncoderSource:
     """A model of transformers by hub id or local folder, with everything that reads pictures or text for it."""
 
     name: str
@@ -144,7 +144,7 @@ class EncoderScorer(Scorer):
     need: ClassVar[Need] = need_vision
 
     def __init__(self, model: str, device: torch.device | None = None, flag: str = "--encoder"):
-        self.checkpoint, self.device = Checkpoint(model, flag, type(self).need), device or default_device()
+        self.checkpoint, self.device = EncoderSource(model, flag, type(self).need), device or default_device()
 
     def fingerprint(self) -> dict[str, Any]:
         return {"model_type": self.checkpoint.config.model_type, "sha256": self.checkpoint.sha256, "resize": "pil"}
