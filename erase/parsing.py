@@ -3,10 +3,11 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields, make_dataclass
+from dataclasses import Field, field, fields, make_dataclass
 from inspect import cleandoc
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
+import docstring_parser
 import tyro
 import yaml
 
@@ -51,12 +52,25 @@ def with_file(config: type) -> type:
     shown = (PRINT_CONFIG, Annotated[bool, tyro.conf.arg(help=words), tyro.conf.FlagCreatePairsOff], False)
     return make_dataclass(
         config.__name__,
-        [*([] if _has_config(config) else added), shown],
+        [*_explained(config), *([] if _has_config(config) else added), shown],
         bases=(config,),
         namespace={"__post_init__": lambda flags: None},  # the config itself checks its values, in its own words
         frozen=True,
         kw_only=True,
     )
+
+
+def _explained(config: type) -> list[tuple[str, Any, Any]]:
+    """The fields with their docstrings as help, a paragraph each; tyro breaks the lines where the source does."""
+    hints, parsed = get_type_hints(config, include_extras=True), docstring_parser.parse_from_object(config).params
+    helps = {param.arg_name: " ".join((param.description or "").split()) for param in parsed}
+
+    def explained(of: Field[Any]) -> tuple[str, Any, Any]:
+        hint = Annotated[hints[of.name], tyro.conf.arg(help=helps[of.name])]
+        like: dict[str, Any] = {"default": of.default, "default_factory": of.default_factory, "kw_only": of.kw_only}
+        return of.name, hint, field(**like)
+
+    return [explained(of) for of in fields(config) if helps.get(of.name)]
 
 
 def _has_config(config: type) -> bool:

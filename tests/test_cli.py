@@ -3,15 +3,21 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from safetensors.torch import save_file
 
 from erase import EraseConfig
+from erase.classifiers.config import ClassifyConfig
 from erase.cli import main
+from erase.compare.config import CompareConfig
 from erase.config import CONFIGS_DIR, read_config
-from erase.parsing import parse
+from erase.draw.generate import GenerateConfig
+from erase.evaluate.config import EvaluateConfig
+from erase.parsing import parse, with_file
 
 TinyFolder = Callable[[str], Path]
 ROOT = Path(__file__).parents[1]
@@ -183,3 +189,18 @@ def test_not_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     save_file({}, tmp_path / "model.safetensors")
     flags = ["train", "--concept", "nudity", f"--pretrained_model_name_or_path={tmp_path}"]
     assert "holds no model_index.json" in run_main(flags, capsys)
+
+
+@pytest.mark.parametrize("config", [EraseConfig, GenerateConfig, EvaluateConfig, CompareConfig, ClassifyConfig])
+def test_every_flag_is_explained_in_one_paragraph(config: type) -> None:
+    """A parser of flags would keep the source's line breaks."""
+    hints = get_type_hints(with_file(config), include_extras=True)
+    for name in (field.name for field in fields(config)):
+        helps = [text for note in hints[name].__metadata__ if (text := getattr(note, "help", None))]
+        assert helps and "\n" not in helps[-1] and "  " not in helps[-1], name
+
+
+def test_help_has_no_line_that_ends_early(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "or of the text encoder. The mask selects" in capsys.readouterr().out
