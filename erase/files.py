@@ -27,16 +27,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     A reader sees the old file or the new one, never a part. Missing folders are made. The suffix is kept, and the file
     has the permissions that the user's umask gives, whatever library wrote it.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
-    try:
+    with _taking_place(Path(path)) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
+
+
+@contextmanager
+def _taking_place(target: Path) -> Iterator[Path]:
+    """A name beside `target` for something that the block makes, which then takes the target's place and is noted."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        yield temporary
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -51,18 +57,12 @@ def copy(source: Path, target: Path) -> None:
 
 def link(source: Path, target: Path) -> None:
     """Give a file a second name, or a copy where the file system has no links; `target` is whole or absent."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
-    temporary.unlink(missing_ok=True)
-    try:
+    with _taking_place(target) as temporary:
+        temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    note(target)
 
 
 def atomic_save(tensors: "Mapping[str, Tensor]", path: str | Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -147,15 +147,19 @@ def find(claim: Claim) -> Output:
 def _found(claim: Claim, work: Path) -> Output:
     """The result of ours that is in `work`, compared with what is asked for now."""
     run = _read(work / OWN_DIR / RUN_FILE)
-    differences = ("command", run.get("command"), claim.command), *_changes(run.get("settings") or {}, claim.settings)
-    changed = tuple(f"{name}: {there} there, {now} now" for name, there, now in differences if there != now)
+    changed = (
+        *changes({"command": run.get("command")}, {"command": claim.command}),
+        *changes(run.get("settings") or {}, claim.settings),
+    )
     state: State = "other" if changed else "finished" if run.get("state") == "finished" else "begun"
     return Output(claim=claim, work=work, state=state, differences=changed, stage=run.get("stage"))
 
 
-def _changes(there: Settings, now: Settings) -> Iterator[tuple[str, Any, Any]]:
+def changes(there: Settings, now: Settings) -> list[str]:
+    """`setting: X there, Y now` of each one that differs; `there` is of a file, `now` is compared as JSON has it."""
     plain = json.loads(json.dumps(dict(now)))
-    return ((name, there.get(name), plain.get(name)) for name in dict.fromkeys([*there, *plain]))
+    names = (name for name in dict.fromkeys([*there, *plain]) if there.get(name) != plain.get(name))
+    return [f"{name}: {there.get(name)} there, {plain.get(name)} now" for name in names]
 
 
 def is_empty(folder: Path) -> bool:
@@ -258,7 +262,7 @@ def promote(folder: Path) -> None:
         if (work / OWN_DIR / name).exists():
             (work / OWN_DIR / name).replace(own / name)
     shutil.rmtree(work, ignore_errors=True)
-    _remove_empty(folder)
+    remove_empty(folder)
     plan.unlink()
 
 
@@ -276,7 +280,7 @@ def discard(folder: Path) -> None:
         path.unlink(missing_ok=True)
     for own in [path for path in folder.rglob(OWN_DIR) if path.is_dir()]:
         shutil.rmtree(own)
-    _remove_empty(folder)
+    remove_empty(folder)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
@@ -286,7 +290,7 @@ def _free_name(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def _remove_empty(folder: Path) -> None:
+def remove_empty(folder: Path) -> None:
     """Remove folders that our files have left empty, the deepest first."""
     for path in sorted((p for p in folder.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts)):
         if OWN_DIR not in path.relative_to(folder).parts and not any(path.iterdir()):

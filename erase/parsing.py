@@ -29,7 +29,7 @@ def parse(config: type[T], prog: str, tokens: Sequence[str]) -> T:
         use_underscores=True,
         description=cleandoc(config.__doc__ or ""),
     )
-    settings = config(**{field.name: getattr(flags, field.name) for field in fields(config)})  # type: ignore[arg-type]
+    settings = config(**{of.name: getattr(flags, of.name) for of in fields(config)})  # type: ignore[arg-type]
     if flags.print_config:
         if is_main_process():
             print(as_yaml(settings, prog), end="")
@@ -74,7 +74,7 @@ def _explained(config: type) -> list[tuple[str, Any, Any]]:
 
 
 def _has_config(config: type) -> bool:
-    return any(field.name == CONFIG for field in fields(config))
+    return any(of.name == CONFIG for of in fields(config))
 
 
 def _below(config: type, tokens: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..evaluate import config as evaluate_config
 from ..evaluate.config import EvaluateConfig
 from ..files import write_json, write_text
 from ..layout import CONFIG_FILE, EVALUATION_DIR, EVALUATION_FILE, MANIFEST_FILE
-from ..output import discard, is_ours
+from ..output import changes, discard, is_ours
 from ..parsing import parse
 from ..resume import LATEST, check_inputs
 from .config import BASE, CompareConfig, Entry, slug
@@ -231,8 +231,7 @@ def differences(job: Job) -> list[str]:
     for step in job.steps:
         there = _settings_there(job, step)
         if there is not None:
-            keys = [key for key in dict.fromkeys([*there, *step.settings]) if there.get(key) != step.settings.get(key)]
-            found += [f"{key}: {there.get(key)} there, {step.settings.get(key)} now" for key in keys]
+            found += changes(there, step.settings)
     return found
 
 

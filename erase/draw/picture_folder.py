@@ -19,6 +19,7 @@ from PIL import Image
 from ..data.pictures import read_picture
 from ..files import append_lines, atomic_path, file_sha256, link, read_json_lines, write_json
 from ..ledger import OWN_DIR
+from ..output import changes
 from .answers import ScoreFile
 from .prompts import IMAGES_DIR, PromptRow
 from .records import RECORDS_FILE, Record, write_records
@@ -50,11 +51,11 @@ class PictureFolder:
         before = json.loads(stored.read_text(encoding="utf-8"))
         finished = len(self.done()) == len(self.rows)
         ignored = NOT_IDENTITY + (NOT_OF_FINISHED if finished else ())
-        names = [name for name in settings | before if name not in ignored and before.get(name) != settings.get(name)]
-        if names:
-            changes = "\n".join(f"  {name}: {before.get(name)} there, {settings.get(name)} now" for name in names)
+        there, now = ({name: of[name] for name in of if name not in ignored} for of in (before, settings))
+        if changed := changes(there, now):
+            listed = "\n".join(f"  {change}" for change in changed)
             raise ValueError(
-                f"{self.folder} holds pictures made with other settings:\n{changes}\n"
+                f"{self.folder} holds pictures made with other settings:\n{listed}\n"
                 "Give another --output_dir, replace it with --overwrite_output_dir, or use the settings of before."
             )
 

@@ -18,6 +18,7 @@ from ..draw.picture_folder import SETTINGS_FILE
 from ..draw.prompts import IMAGES_DIR, PromptRow, first_of_each_role
 from ..draw.records import RECORDS_FILE, Record, picture_hashes, write_records
 from ..files import file_sha256, link, read_json_lines, write_json
+from ..output import remove_empty
 from .protocols import Protocol
 
 ADOPTED_FILE = "adopted.json"
@@ -76,9 +77,7 @@ def _remove(folder: Path, files: Collection[str]) -> None:
     """Remove files, and folders below images/ that they leave empty."""
     for name in files:
         (folder / name).unlink(missing_ok=True)
-    for place in sorted((folder / IMAGES_DIR).rglob("*/"), reverse=True):
-        if not any(place.iterdir()):
-            place.rmdir()
+    remove_empty(folder / IMAGES_DIR)
 
 
 def _is_there(target: Path, source: Path, digest: str) -> bool:

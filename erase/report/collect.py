@@ -1,6 +1,5 @@
 """A folder to the dict that report.json holds and the page shows; every figure comes from the files beside it."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from .. import __version__
+from ..files import file_sha256
 from ..html.figures import MODELS, figure_rows
 from ..layout import CONFIG_FILE, EVALUATION_FILE, LOSSES_FILE, MANIFEST_FILE, MASK_FILE, METRICS_FILE
 from .nudity import nudity_totals
@@ -160,6 +160,5 @@ def _hashes(folder: Path, evaluation: Path) -> dict[str, str]:
     digests = {}
     for path in [*made, *sorted(records), *own]:
         if path.is_file():
-            with path.open("rb") as file:
-                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.relative_to(folder).as_posix()] = file_sha256(path)
     return digests

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..files import atomic_save, read_safetensors
+from ..output import changes
 from .optim import MaskedAdamW
 
 STATE_FILE = "state.safetensors"
@@ -105,9 +106,7 @@ def _changes(there: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
     """What differs between two identities: settings by name, the rest by the beginning of its hash."""
     for key, value in now.items():
         if key == "settings":
-            before, after = json.loads(there.get(key, "{}")), json.loads(value)
-            names = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
-            yield from (f"{name}: {before.get(name)} there, {after.get(name)} now" for name in names)
+            yield from changes(json.loads(there.get(key, "{}")), json.loads(value))
         elif there.get(key) != value:
             yield f"{key}: sha256 {there.get(key, 'unknown')[:12]}… there, {value[:12]}… now"
 

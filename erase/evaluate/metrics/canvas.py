@@ -4,7 +4,6 @@ Coherent: no farther from real pictures than 99.5 % of real pictures of its clas
 Fréchet distance on the canvas's own encoder: not FID. It is bootstrapped over object × style combinations.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from ...canvas import OBJECTS, STYLES
 from ...canvas.nets import GARBAGE, PictureNet, to_unit_range
 from ...draw.answers import Answers, Scorer
 from ...draw.records import Record
+from ...files import file_sha256
 from ..config import EvaluateConfig
 from ..protocols import Protocol
 from ..scoring import Metric, Scored, Summary
@@ -66,7 +66,7 @@ class CanvasScorer(Scorer):
             canvas.REFERENCE_FILE,
             *(f / "diffusion_pytorch_model.safetensors" for f in (canvas.JUDGE_DIR, canvas.ENCODER_DIR)),
         )
-        return {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return {path.parent.name: file_sha256(path) for path in files}
 
     @cached_property
     def reference(self) -> CanvasReference:
